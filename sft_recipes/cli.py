@@ -1,0 +1,190 @@
+"""The command line: `sft-recipes VERB`. Heavy imports happen inside the verbs, and every error is one line a fault."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .recipe import RecipeError, summaries
+
+app = typer.Typer(
+    help="Supervised fine-tuning on TRL and PEFT that trains exactly what the model will generate when served.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# Anything else on the line is a field of the recipe or of trl.SFTConfig: --learning_rate 1e-4 --data mine.jsonl
+FIELDS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, as `list` prints it.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its recipe's name.")]
+Scale = Annotated[str, typer.Option(help="full, tiny, or auto: full where a CUDA device is present.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
+    """Print each fault of a `RecipeError` on standard error and exit 1, without a traceback."""
+
+    @wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            verb(*args, **kwargs)
+        except RecipeError as error:
+            for fault in error.faults:
+                typer.echo(f"error: {fault}", err=True)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def fields(context: typer.Context) -> dict[str, str]:
+    """`--name value`, `--name=value` and a bare `--name` (true) from what the verb itself did not take."""
+    found: dict[str, str] = {}
+    words = list(context.args)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise RecipeError(f"unexpected argument '{word}'; fields are written --name value")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            value = words.pop(0) if words and not words[0].startswith("--") else "true"
+        found[name.replace("-", "_")] = value
+    return found
+
+
+@app.command("list")
+@one_line_errors
+def list_recipes(as_json: AsJson = False) -> None:
+    """Recipes, one line each."""
+    lines = summaries()
+    if as_json:
+        print(json.dumps(lines))
+        return
+    width = max(map(len, lines), default=0)
+    for name, line in lines.items():
+        print(f"{name:<{width}}  {line}")
+
+
+@app.command(context_settings=FIELDS)
+@one_line_errors
+def check(context: typer.Context, recipe: RecipeName, scale: Scale = "auto", as_json: AsJson = False) -> None:
+    """Every fault of a recipe, its model and its data at once; exit 0 or 1."""
+    from . import preflight, screen
+    from .config import resolve
+
+    report = preflight.check(resolve(recipe, scale, **fields(context)))
+    print(json.dumps(report.as_dict())) if as_json else screen.print_report(report)
+    if report.faults:
+        raise typer.Exit(1)
+
+
+@app.command(context_settings=FIELDS)
+@one_line_errors
+def show(
+    context: typer.Context,
+    recipe: RecipeName,
+    row: Annotated[int, typer.Option(help="Which training row.")] = 0,
+    scale: Scale = "auto",
+    html: Annotated[Path | None, typer.Option(help="Write a page instead.")] = None,
+) -> None:
+    """A training row as the trainer gets it: supervised tokens coloured, ids and labels side by side."""
+    from . import screen
+    from .config import resolve
+    from .prepare import prepare
+
+    resolved = resolve(recipe, scale, **fields(context))
+    prepared = prepare(resolved.trainer_class, resolved.recipe, resolved.config.max_length)
+    screen.print_row(prepared, row, html)
+
+
+@app.command(context_settings=FIELDS)
+@one_line_errors
+def train(
+    context: typer.Context,
+    recipe: RecipeName,
+    scale: Scale = "auto",
+    resume: Annotated[bool, typer.Option(help="Continue from the run's newest checkpoint.")] = False,
+) -> None:
+    """Check, train, evaluate before and after, merge, prove."""
+    from . import preflight, screen
+    from .config import resolve
+    from .run import summary
+
+    resolved = resolve(recipe, scale, **fields(context))
+    screen.print_start(resolved, asked=scale)
+    report = preflight.check(resolved)
+    screen.print_report(report)
+    if report.faults or report.prepared is None:
+        raise typer.Exit(1)
+    from .trainer import from_prepared
+
+    trainer = from_prepared(resolved, report.prepared)
+    trainer.train(resume_from_checkpoint=resume or None)
+    if trainer.is_world_process_zero():
+        screen.print_summary(summary(trainer.run))
+
+
+@app.command("eval")
+@one_line_errors
+def evaluate(run: RunName, as_json: AsJson = False) -> None:
+    """Generate and score the held-out conversations with a run's deployed folder."""
+    from . import revisit, screen
+
+    scores = revisit.evaluate(run)
+    print(json.dumps(scores)) if as_json else screen.print_scores(scores)
+
+
+@app.command()
+@one_line_errors
+def merge(run: RunName, as_json: AsJson = False) -> None:
+    """Merge a run's adapter again, and prove the result."""
+    from . import revisit, screen
+
+    proof = revisit.merge(run)
+    print(json.dumps(proof)) if as_json else screen.print_scores(proof)
+
+
+@app.command()
+@one_line_errors
+def chat(
+    run: RunName,
+    tools: Annotated[Path | None, typer.Option(help="A JSON file with a list of tool schemas.")] = None,
+) -> None:
+    """Talk to a run's deployed folder; an empty line ends."""
+    from . import revisit
+
+    revisit.chat(run, tools)
+
+
+@app.command()
+@one_line_errors
+def report(run: RunName, as_json: AsJson = False) -> None:
+    """The summary of a finished run."""
+    from . import run as runs
+    from . import screen
+
+    found = runs.summary(runs.find(run))
+    print(json.dumps(found)) if as_json else screen.print_summary(found)
+
+
+@app.command(context_settings=FIELDS)
+@one_line_errors
+def plan(context: typer.Context, recipe: RecipeName, scale: Scale = "auto", as_json: AsJson = False) -> None:
+    """Tokens, steps and the size of the weights, before anything is trained."""
+    from . import preflight, screen
+    from .config import resolve
+
+    planned = preflight.plan(preflight.check(resolve(recipe, scale, **fields(context))))
+    print(json.dumps(planned)) if as_json else screen.print_scores(planned)
+
+
+def main() -> None:
+    """The `sft-recipes` command."""
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: a person's recipe may import its neighbours
+    app()

@@ -1,0 +1,158 @@
+"""`RecipeConfig`, and a recipe's name plus what a person changed to a resolved recipe. Half of the room that knows TRL."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import constants
+from transformers import HfArgumentParser
+from trl import SFTConfig
+
+from .recipe import Recipe, RecipeError, load_recipe, unknown_name
+
+SCALES = ("auto", "full", "tiny")
+OWN_FIELDS = {f.name for f in dataclasses.fields(Recipe)} - {"config", "tiny"}
+
+
+@dataclass
+class RecipeConfig(SFTConfig):
+    """TRL's `SFTConfig` with this project's defaults; every field is upstream's and means what it means there.
+
+    AdamW with betas (0.9, 0.95) and decay 0.1; cosine to a tenth of the peak; no NaN hidden from the logged loss; rows of
+    similar length share a batch; one checkpoint an epoch, two kept; wandb.
+    """
+
+    adam_beta2: float = 0.95
+    weight_decay: float = 0.1
+    lr_scheduler_type: str = "cosine_with_min_lr"
+    lr_scheduler_kwargs: dict | str | None = field(default_factory=lambda: {"min_lr_rate": 0.1})
+    logging_nan_inf_filter: bool = False
+    train_sampling_strategy: str = "group_by_length"
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = 2
+    report_to: str | list[str] | None = "wandb"
+
+
+CONFIG_FIELDS = {f.name for f in dataclasses.fields(RecipeConfig) if f.init}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe as it will run.
+
+    Attributes:
+        name: as typed, with dashes.
+        scale: `full` or `tiny`.
+        trainer_class: the recipe's `RecipeTrainer` subclass, for its hooks.
+        recipe: at its scale, with the overrides applied.
+        config: likewise.
+        overrides: what the person changed.
+    """
+
+    name: str
+    scale: str
+    trainer_class: Any
+    recipe: Recipe
+    config: RecipeConfig
+    overrides: dict[str, Any]
+
+
+def resolve(name: str, scale: str = "auto", **overrides: Any) -> Resolved:
+    """Find a recipe, choose its scale, apply what the person changed.
+
+    Args:
+        name: the recipe, as `sft-recipes list` prints it.
+        scale: `full`, `tiny`, or `auto`: full where a CUDA device is present.
+        **overrides: any field of `Recipe` or `RecipeConfig` by its own name; texts are read as the field's type.
+
+    Raises:
+        RecipeError: an unknown recipe, scale or field, or values that do not fit; all of them together.
+    """
+    hush()
+    trainer_class: Any = load_recipe(name)
+    if scale not in SCALES:
+        raise RecipeError(unknown_name("scale", scale, SCALES))
+    scale = scale if scale != "auto" else "full" if torch.cuda.is_available() else "tiny"
+    base: Recipe = trainer_class.recipe.at(scale)
+    known = CONFIG_FIELDS | OWN_FIELDS
+    faults = [unknown_name("field", key, known) for key in {**base.config, **overrides} if key not in known]
+    given = {key: _typed(key, value, faults) for key, value in overrides.items()} if not faults else {}
+    if faults:
+        raise RecipeError(*faults)
+    own = {key: value for key, value in given.items() if key in OWN_FIELDS}
+    if "data" in own and "held_out" not in own:
+        own["held_out"] = Recipe.held_out  # a person's data are judged on a part of themselves
+    recipe = dataclasses.replace(base, **own)
+    name = name.replace("_", "-")
+    return Resolved(name, scale, trainer_class, recipe, _config(name, recipe, given), overrides)
+
+
+def _config(name: str, recipe: Recipe, given: dict[str, Any]) -> RecipeConfig:
+    gpu = torch.cuda.is_available()
+    terminal = sys.stderr.isatty()
+    machine = dict(
+        use_cpu=not gpu,
+        bf16=gpu and recipe.dtype == "bfloat16",
+        gradient_checkpointing=gpu,
+        dataloader_pin_memory=gpu,
+        disable_tqdm=not terminal,
+    )
+    place = dict(output_dir=f"runs/{name}", run_name=name)
+    wanted = {**machine, **place, **recipe.config, **{k: v for k, v in given.items() if k in CONFIG_FIELDS}}
+    try:
+        config = RecipeConfig(**wanted)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"the configuration does not hold: {error}") from error
+    faults = [f"{key} is {getattr(config, key)}, it must be above 0" for key in _POSITIVE if not _positive(getattr(config, key))]
+    if faults:
+        raise RecipeError(*faults)
+    return config
+
+
+_POSITIVE = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "max_length")
+
+
+def _positive(value: float | None) -> bool:
+    return value is None or value > 0
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        raise ValueError(message.partition(": ")[2] or message)
+
+
+def _typed(key: str, value: Any, faults: list[str]) -> Any:
+    """A text as its field's type; a fault is noted, not raised."""
+    if not isinstance(value, str):
+        return value
+    try:
+        if key in OWN_FIELDS:
+            number = key in ("max_new_tokens", "max_kl") or (key == "held_out" and value.isdigit())
+            return (float if key == "max_kl" else int)(value) if number else value
+        return getattr(_Parser(RecipeConfig).parse_args([f"--{key}", value]), key)
+    except ValueError as error:
+        faults.append(f"{key}: {error}")
+        return None
+
+
+def hush() -> None:
+    """Silence what a person can do nothing about; called when work begins, never at import.
+
+    No run announces itself to anybody (TRL's usage ping), transformers and PEFT keep their advice to errors, and bars are
+    drawn in terminals only.
+    """
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    transformers.logging.set_verbosity_error()
+    for library in ("trl", "peft", "accelerate"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=library)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()

@@ -1,0 +1,195 @@
+"""What a recipe says: find it, load it, validate it, change it.
+
+A recipe is one module in a folder `recipes/`, holding one `RecipeTrainer` subclass with a `recipe = Recipe(...)`. The
+folder is the registry: a person's own `recipes/` in the working directory comes first, then the ones shipped here.
+
+The errors a person can meet, all of them one line per fault:
+
+    RecipeError                 something in a recipe, its data, its model or the command line
+      └── SupervisionError      a turn that cannot be trained as it will be served
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import sys
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+TINY = PACKAGE / "tiny"  # the embedded model and data of the tiny scale
+# In a wheel our recipes travel inside the package, because a top-level `recipes` collides with others (torchtune's).
+SHIPPED = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.parent / "recipes"
+
+
+class RecipeError(Exception):
+    """One or several faults a person can mend; `str()` gives one line per fault.
+
+    Args:
+        faults: what was found, where, and what to do, one text per fault.
+    """
+
+    def __init__(self, *faults: str):
+        self.faults = list(faults)
+        super().__init__("\n".join(faults))
+
+
+class SupervisionError(RecipeError):
+    """A turn that cannot be trained exactly as it will be served."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where conversations come from.
+
+    Attributes:
+        path: a `.jsonl` file (one conversation a line), or a dataset of the Hub or folder that `datasets.load_dataset` reads.
+        name: the dataset's configuration, as `load_dataset` names it.
+        split: the dataset's split, likewise.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+
+    def __str__(self) -> str:
+        return ":".join(part for part in (self.path, self.name, self.split) if part) if self.name else self.path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A fine-tuning run as its author declares it. What upstream names already goes by its own name.
+
+    Attributes:
+        model: folder or Hub id of the base model.
+        data: training conversations: a path, a `Source`, or a tuple of them.
+        held_out: conversations for evaluation, likewise; or a number: that many are split off `data`, by content.
+        adapter: a `peft.LoraConfig` (or another `PeftConfig`); `None` trains all weights.
+        quantization: a `transformers.BitsAndBytesConfig` for the frozen base; `None` keeps it whole.
+        dtype: of the weights in memory and of the deployed folder: `bfloat16`, `float16` or `float32`.
+        chat_template: the name of one of TRL's templates or a `.jinja` file, for a tokenizer without one.
+        template_kwargs: passed to `apply_chat_template` in training, evaluation and serving alike.
+        primary: the score that says whether the run worked; one of the names that `score` returns, or `eval_loss`.
+        max_new_tokens: limit of a generated turn in evaluation, in tokens.
+        max_kl: bound on the mean KL per supervised token, in nats, between trained and deployed model.
+        config: fields of `RecipeConfig` (a `trl.SFTConfig`) by their own names.
+        tiny: fields of `Recipe` to replace at tiny scale; its `config` is laid over the one above.
+
+    Raises:
+        RecipeError: `tiny` names a field that does not exist.
+    """
+
+    model: str
+    data: str | Source | tuple[str | Source, ...]
+    held_out: int | str | Source | tuple[str | Source, ...] = 200
+    adapter: Any = None
+    quantization: Any = None
+    dtype: str = "bfloat16"
+    chat_template: str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    primary: str = "eval_loss"
+    max_new_tokens: int = 512
+    max_kl: float = 1e-3
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = {f.name for f in dataclasses.fields(self)} - {"tiny"}
+        unknown = [unknown_name("field of `tiny`", name, known) for name in self.tiny if name not in known]
+        if unknown:
+            raise RecipeError(*unknown)
+
+    def at(self, scale: str) -> Recipe:
+        """This recipe at `full` or `tiny` scale."""
+        if scale == "full":
+            return self
+        return dataclasses.replace(self, **{**self.tiny, "config": {**self.config, **self.tiny.get("config", {})}})
+
+
+def sources(value: str | Source | tuple[str | Source, ...]) -> list[Source]:
+    """One or several sources in any of the forms that `Recipe.data` takes, as a list."""
+    several = (value,) if isinstance(value, (str, Source)) else value
+    return [Source(item) if isinstance(item, str) else item for item in several]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`, did you mean 'x'?` with the closest known name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """The one line that answers a name nobody knows."""
+    return f"unknown {kind} '{name}'{nearest(name, known)}"
+
+
+def folders() -> list[Path]:
+    """The folders that hold recipes: the person's own first, then the shipped ones."""
+    own = Path.cwd() / "recipes"
+    return [own, SHIPPED] if own.is_dir() and own.resolve() != SHIPPED.resolve() else [SHIPPED]
+
+
+def recipe_files() -> dict[str, Path]:
+    """Every recipe's name (as typed: `gemma-tools`) and file, in alphabetical order."""
+    found: dict[str, Path] = {}
+    for folder in folders():
+        for file in folder.glob("*.py"):
+            if not file.stem.startswith("_"):
+                found.setdefault(file.stem.replace("_", "-"), file)
+    return dict(sorted(found.items()))
+
+
+def summaries() -> dict[str, str]:
+    """Each recipe's name and the first line of its docstring, read without running it."""
+    lines = {}
+    for name, file in recipe_files().items():
+        try:
+            text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        except SyntaxError as error:
+            text = f"cannot be read: {error.msg}, line {error.lineno}"
+        lines[name] = text.partition("\n")[0]
+    return lines
+
+
+def load_recipe(name: str) -> type:
+    """The `RecipeTrainer` subclass of a recipe.
+
+    Args:
+        name: as `sft-recipes list` prints it; dashes and underscores mean the same.
+
+    Raises:
+        RecipeError: no such recipe (the nearest name is given), or its module does not hold exactly one recipe.
+    """
+    files = recipe_files()
+    typed = name.replace("_", "-")
+    if typed not in files:
+        raise RecipeError(f"{unknown_name('recipe', name, files)} Recipes here: {', '.join(files) or 'none'}")
+    _open_recipes_package()
+    try:
+        module = importlib.import_module(f"recipes.{files[typed].stem}")
+    except SyntaxError as error:
+        raise RecipeError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and value.__module__ == module.__name__ and "recipe" in vars(value)
+    ]
+    if len(found) != 1:
+        raise RecipeError(f"{files[typed]}: expected one class with `recipe = Recipe(...)`, found {len(found)}")
+    return found[0]
+
+
+def _open_recipes_package() -> None:
+    """Make `recipes` a package that spans `folders()`, whatever else on this machine has that name."""
+    package = sys.modules.get("recipes")
+    if package is None:
+        package = sys.modules["recipes"] = types.ModuleType("recipes", "Every folder of recipes, the person's own first.")
+        package.__path__ = []
+    wanted = [str(folder) for folder in folders()]
+    package.__path__ = wanted + [path for path in package.__path__ if path not in wanted]

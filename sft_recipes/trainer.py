@@ -1,0 +1,204 @@
+"""`RecipeTrainer`, TRL's `SFTTrainer` held to this project's promises, and `build_trainer`. The only room that knows TRL."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from trl import SFTTrainer
+
+from . import evaluate, export, tracking
+from .config import RecipeConfig as RecipeConfig
+from .config import Resolved, resolve
+from .loss import per_device_mean, supervised_loss
+from .preflight import check
+from .prepare import Prepared
+from .recipe import Recipe, RecipeError
+from .run import Run, describe
+from .weights import adapter_to_float32, load_model
+
+
+class RecipeTrainer(SFTTrainer):
+    """An `SFTTrainer` whose rows, labels, evaluation and export come from a recipe.
+
+    A recipe subclasses it once and sets `recipe`. Its hooks, all optional and all static:
+
+    - `conversation(row)`: a row as its source has it, to `{"messages", "tools"}` in the OpenAI form;
+    - `render(conversation)`: that conversation in the roles and fields the chat template knows;
+    - `parse(text)`: a generated turn back to an assistant message, the reverse of `render`;
+    - `score(reply, expected)`: a parsed reply (with `stopped`) and the reference (with `tools`) to named floats.
+
+    Args:
+        model: the base model, loaded.
+        resolved: the recipe and its configuration, whose `output_dir` is the run folder.
+        prepared: rows, questions and stop tokens, from `prepare`.
+    """
+
+    recipe: Recipe
+
+    @staticmethod
+    def conversation(row: dict) -> dict:
+        return row
+
+    @staticmethod
+    def render(conversation: dict) -> dict:
+        return conversation
+
+    @staticmethod
+    def parse(text: str) -> dict:
+        return {"role": "assistant", "content": text}
+
+    @staticmethod
+    def score(reply: dict, expected: dict) -> dict[str, float]:
+        return {}
+
+    def __init__(self, model: Any, resolved: Resolved, prepared: Prepared):
+        self.run = Run(Path(str(resolved.config.output_dir)))
+        self.resolved, self.prepared = resolved, prepared
+        self.metrics: dict[str, Any] = {}
+        args = copy.copy(resolved.config)
+        args.output_dir = str(self.run.checkpoints)
+        args.dataset_kwargs = {"skip_prepare_dataset": True}  # our rows are whole; TRL would cut them
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(prepared.train.rows),
+            eval_dataset=Dataset.from_list(prepared.held_out.rows),
+            processing_class=prepared.tokenizer,
+            peft_config=prepared.recipe.adapter,
+        )
+        adapter_to_float32(self.model)  # TRL leaves a QLoRA adapter in bfloat16
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Evaluate, train, evaluate, merge and prove; everything lands in the run folder, scores in `self.metrics`.
+
+        Returns:
+            transformers' `TrainOutput`, with the scores added to its `metrics`.
+
+        Raises:
+            RecipeError: the deployed model is not the trained one (mean KL above the recipe's `max_kl`).
+        """
+        if self.is_world_process_zero():
+            if not resume_from_checkpoint:
+                self.run.set_aside()
+            self.run.write("recipe.json", describe(self.resolved, self.prepared))
+        self.accelerator.wait_for_everyone()
+        with tracking.started(self):
+            before, samples = self.judge("before")
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            after, learned = self.judge("after")
+            merge = self._deploy(learned)
+        self.metrics = {
+            "primary": self.prepared.recipe.primary,
+            "before": before,
+            "after": after,
+            "merge": merge,
+            "supervision": {p: getattr(self.prepared, p).supervision.as_dict() for p in ("train", "held_out")},
+            "stop_tokens": self.processing_class.convert_ids_to_tokens(sorted(self.prepared.stop_ids)),
+            "train": output.metrics,
+        }
+        if self.is_world_process_zero():
+            self._write([("before", samples), ("after", learned)])
+        self.accelerator.wait_for_everyone()
+        self._refuse_another_model(merge)
+        return output._replace(metrics={**output.metrics, **{f"after_{name}": value for name, value in after.items()}})
+
+    def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Mean negative log-likelihood over the supervised tokens of the whole optimiser step; see `loss`."""
+        if return_outputs or self.accelerator.device.type == "cuda":
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        total, here = supervised_loss(model, head, inputs)
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return per_device_mean(total, here, num_items_in_batch, processes)
+
+    def judge(self, stage: str) -> tuple[dict[str, float], list[evaluate.Sample]]:
+        """Generate every held-out turn and score it, on all processes together.
+
+        Args:
+            stage: `before` or `after`, for the progress bar.
+
+        Returns:
+            the scores, with `eval_loss` (nats per supervised token) among them, and the samples.
+        """
+        questions, prepared = self.prepared.questions, self.prepared
+        mine = evaluate.share(questions, self.accelerator.process_index, self.accelerator.num_processes)
+        replies = evaluate.generate(
+            self.accelerator.unwrap_model(self.model),
+            [question.prompt_ids for question in mine],
+            prepared.stop_ids,
+            self.processing_class.pad_token_id,
+            prepared.recipe.max_new_tokens,
+            desc=f"generating {stage}",
+        )
+        own = evaluate.judge(mine, replies, self.processing_class, prepared.stop_ids, self.parse, self.score)
+        samples = evaluate.gathered(own, questions)
+        return {**evaluate.scores(samples), "eval_loss": self.evaluate()["eval_loss"]}, samples
+
+    def _deploy(self, learned: list[evaluate.Sample]) -> dict[str, Any]:
+        """Save, merge and prove on the first process."""
+        proof: dict[str, Any] = {}
+        if self.is_world_process_zero():
+            prepared, model = self.prepared, self.accelerator.unwrap_model(self.model)
+            answered = [(sample.question.prompt_ids, sample.reply_ids) for sample in learned]
+            said = export.record(model, prepared.held_out.rows, answered, prepared.stop_ids, prepared.recipe.max_new_tokens)
+            if prepared.recipe.adapter is None:
+                export.save(model, self.processing_class, prepared.stop_ids, self.run.merged)
+            else:
+                model.save_pretrained(self.run.adapter)
+                export.merge(prepared.recipe, self.run.adapter, prepared.stop_ids, self.run.merged)
+            proof = export.prove(self.run.merged, said, self.run.folder / ".proof")
+        self.accelerator.wait_for_everyone()
+        return proof
+
+    def _write(self, stages: list[tuple[str, list[evaluate.Sample]]]) -> None:
+        self.run.write("metrics.json", self.metrics)
+        lines = ({"stage": stage, **s.as_dict(self.processing_class)} for stage, samples in stages for s in samples)
+        self.run.write_lines("samples.jsonl", lines)
+
+    def _refuse_another_model(self, merge: dict[str, Any]) -> None:
+        bound = self.prepared.recipe.max_kl
+        if merge and not merge["kl"] <= bound:
+            self.run.merged.rename(self.run.folder / "merged.refused")
+            raise RecipeError(
+                f"{self.run.merged}: not the model that was trained: KL {merge['kl']:.2e} per supervised token, the bound is "
+                f"{bound:.0e}. The adapter is kept in {self.run.adapter}, the merged folder renamed to merged.refused"
+            )
+
+
+def build_trainer(
+    name: str,
+    scale: str = "auto",
+    train_dataset: Iterable[dict] | None = None,
+    eval_dataset: Iterable[dict] | None = None,
+    **overrides: Any,
+) -> RecipeTrainer:
+    """A trainer for a recipe, checked and ready for `.train()`.
+
+    Args:
+        name: the recipe, as `sft-recipes list` prints it.
+        scale: `full`, `tiny`, or `auto`: full where a CUDA device is present.
+        train_dataset: a `datasets.Dataset` or a list of conversations, instead of the recipe's data.
+        eval_dataset: the same for the held-out data; without it a part of `train_dataset` is split off.
+        **overrides: any field of `Recipe` or of `trl.SFTConfig`, by its own name.
+
+    Raises:
+        RecipeError: every fault of recipe, overrides, model and data, one line each.
+    """
+    if train_dataset is not None:
+        overrides.setdefault("held_out", Recipe.held_out)
+    resolved = resolve(name, scale, **overrides)
+    report = check(resolved, train_dataset, eval_dataset)
+    if report.faults or report.prepared is None:
+        raise RecipeError(*report.faults)
+    return from_prepared(resolved, report.prepared)
+
+
+def from_prepared(resolved: Resolved, prepared: Prepared) -> RecipeTrainer:
+    """A trainer for a recipe that has been checked."""
+    recipe = resolved.recipe
+    model = load_model(recipe.model, recipe.dtype, recipe.quantization)
+    return resolved.trainer_class(model, resolved, prepared)
