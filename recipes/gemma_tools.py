@@ -35,7 +35,7 @@ def nf4(compute_dtype: str) -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
-        llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
+        llm_int8_skip_modules=["model.vision_tower", "model.multi_modal_projector", "lm_head"],  # matched from the start
     )
 
 

@@ -37,7 +37,7 @@ class RecipeConfig(SFTConfig):
     train_sampling_strategy: str = "group_by_length"
     save_strategy: str = "epoch"
     save_total_limit: int | None = 2
-    report_to: str | list[str] | None = "wandb"
+    report_to: None | str | list[str] = "wandb"  # noqa: RUF036  HfArgumentParser wants None first
 
 
 CONFIG_FIELDS = {f.name for f in dataclasses.fields(RecipeConfig) if f.init}

@@ -37,7 +37,8 @@ def load(sources: Iterable[Source], convert: Callable[[dict], dict]) -> list[Con
 def load_rows(rows: Iterable[dict], name: str, convert: Callable[[dict], dict]) -> list[Conversation]:
     """The same for rows in memory (a list or a `datasets.Dataset`), which are called `name:0`, `name:1`, ..."""
     faults: list[str] = []
-    conversations = list(_converted(((row, f"{name}:{i}") for i, row in enumerate(rows)), convert, faults))
+    clean = (lambda row: row) if isinstance(rows, list) else _without_none
+    conversations = list(_converted(((clean(row), f"{name}:{i}") for i, row in enumerate(rows)), convert, faults))
     raise_faults(faults)
     return conversations
 
@@ -86,7 +87,7 @@ def _read_dataset(source: Source, faults: list[str]) -> Iterator[tuple[dict, str
         faults.append(f"{source}: cannot be loaded: {type(error).__name__}: {reason}")
         return
     for number, row in enumerate(rows):
-        yield row, f"{source}:{number}"
+        yield _without_none(row), f"{source}:{number}"
 
 
 def _converted(rows: Iterable[tuple[Any, str]], convert: Callable[[dict], dict], faults: list[str]) -> Iterator[Conversation]:
@@ -105,17 +106,17 @@ def _converted(rows: Iterable[tuple[Any, str]], convert: Callable[[dict], dict],
 def normalized(row: dict, where: str) -> Conversation:
     """A conversation with its shape checked and its spellings unified.
 
-    Tools may come as JSON text (Arrow would fill missing schema keys with `None`, and templates print them), call
-    arguments as JSON text (Qwen's template would encode them twice); `None` values vanish.
+    Tools may come as JSON text, and so may call arguments (Qwen's template would encode those twice). Fields of a message
+    that are `None` vanish; inside JSON arguments a `null` stays what it is.
 
     Raises:
         RecipeError: every fault of the row, with its place and message number.
     """
-    row = _without_none(row)
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
         found = ", ".join(sorted(row)) or "nothing"
-        raise RecipeError(f"{where}: no `messages` list (found: {found}){nearest('messages', row)}")
+        raise RecipeError(f"{where}: no `messages` list (found: {found})")
+    messages = [_present(message) for message in messages]
     faults = [f"{where}, message {i}: {fault}" for i, message in enumerate(messages) for fault in _message_faults(message)]
     if not faults and not any(message["role"] == "assistant" for message in messages):
         faults = [f"{where}: no assistant message, so nothing to learn"]
@@ -125,6 +126,10 @@ def normalized(row: dict, where: str) -> Conversation:
     if isinstance(tools, str):
         tools = _json(tools, f"{where}: `tools`")
     return {"messages": [_with_parsed_calls(m, where) for m in messages], "tools": tools, "source": where}
+
+
+def _present(fields: Any) -> Any:
+    return {key: value for key, value in fields.items() if value is not None} if isinstance(fields, dict) else fields
 
 
 def _message_faults(message: Any) -> list[str]:
@@ -145,7 +150,7 @@ def _with_parsed_calls(message: dict, where: str) -> dict:
         return message
     calls = []
     for call in message["tool_calls"]:
-        function = dict(call.get("function", call))
+        function = _present(call.get("function", call))
         if isinstance(function.get("arguments"), str):
             function["arguments"] = _json(function["arguments"], f"{where}: arguments of {function.get('name')}")
         calls.append({"type": "function", **{k: v for k, v in call.items() if k == "id"}, "function": function})
@@ -153,6 +158,7 @@ def _with_parsed_calls(message: dict, where: str) -> dict:
 
 
 def _without_none(value: Any) -> Any:
+    """Arrow gives every row the keys of all rows, filled with `None`; templates would print them."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return [_without_none(item) for item in value] if isinstance(value, list) else value

@@ -7,7 +7,7 @@ all of the data and raised together.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from . import data
 from .data import Conversation
 from .evaluate import Question
-from .recipe import Recipe, SupervisionError, sources
+from .recipe import Recipe, RecipeError, SupervisionError, sources
 from .rows import Supervision, build_rows
 from .turns import Turn, stop_ids, supervise
 from .weights import load_tokenizer
@@ -75,15 +75,26 @@ def prepare(
     Raises:
         RecipeError: every fault of tokenizer and data, together.
     """
-    tokenizer = load_tokenizer(recipe)
-    train, held_out = _conversations(trainer_class, recipe, train_dataset, eval_dataset)
     faults: list[str] = []
+    tokenizer = _or_faults(faults, load_tokenizer, recipe)
+    conversations = _or_faults(faults, _conversations, trainer_class, recipe, train_dataset, eval_dataset)
+    data.raise_faults(faults)
+    train, held_out = conversations
     parts = [_part(c, trainer_class, recipe, tokenizer, max_length, faults) for c in (train, held_out)]
     if not faults:
         faults += [f"no {name} conversation is left" for name, p in zip(("training", "held-out"), parts, strict=True) if not p.rows]
     data.raise_faults(faults)
     stops = {stop for part in parts for turns in part.turns for stop in stop_ids(turns)}
     return Prepared(recipe, tokenizer, parts[0], parts[1], list(_questions(parts[1])), stops)
+
+
+def _or_faults(faults: list[str], work: Callable[..., Any], *args: Any) -> Any:
+    """What `work` gives; its faults join the others, so that all are reported together."""
+    try:
+        return work(*args)
+    except RecipeError as error:
+        faults += error.faults
+        return None
 
 
 def _conversations(

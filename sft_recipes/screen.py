@@ -29,12 +29,12 @@ def print_start(resolved: Resolved, asked: str) -> None:
 def print_report(report: Report) -> None:
     """Faults, warnings and counts of a check."""
     for fault in report.faults:
-        out.print(Text("fault: ", "bold red") + Text(fault))
+        out.print(Text("fault: ", "bold red") + Text(fault), soft_wrap=True)
     for warning in report.warnings:
-        out.print(Text("warning: ", "yellow") + Text(warning))
+        out.print(Text("warning: ", "yellow") + Text(warning), soft_wrap=True)
     for part in ("train", "held_out"):
         if part in report.counts:
-            out.print(_account(part, report.counts[part]))
+            out.print(_account(part, report.counts[part]), soft_wrap=True)
     if not report.faults:
         out.print(Text("check passed", "green") + Text(f"; turns end in {' '.join(report.counts['stop_tokens'])}"))
 

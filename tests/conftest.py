@@ -1,0 +1,112 @@
+"""Shared, hermetic fixtures: no network, two threads, models under a million parameters made on the spot."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+REAL_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def threads():
+    import torch
+
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The tiny base's tokenizer with the real Gemma 3 template."""
+    return tokenizer_with("gemma3")
+
+
+def tokenizer_with(template: str):
+    """The tiny base's tokenizer with one of TRL's templates; control tokens the template writes are added as special."""
+    from transformers import AutoTokenizer
+
+    from sft_recipes import TINY
+    from sft_recipes.weights import chat_template
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "gemma3")
+    tokenizer.chat_template = chat_template(template)
+    return tokenizer
+
+
+@pytest.fixture
+def small_gemma():
+    """A multimodal Gemma 3 of 0.1 M parameters with random weights, in float32."""
+    import torch
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    torch.manual_seed(0)
+    text = dict(
+        vocab_size=2048,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+        initializer_range=0.2,
+    )
+    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, image_size=16, patch_size=8)
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1, image_token_index=8)
+    ).eval()
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    """Writes rows (or raw lines) into a JSONL file and gives its path."""
+
+    def write(rows, name="data.jsonl"):
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture
+def chats():
+    """Makes `count` small conversations, all different."""
+
+    def make(count, start=0):
+        return [
+            {"messages": [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": f"{i}"}]}
+            for i in range(start, start + count)
+        ]
+
+    return make
+
+
+@pytest.fixture
+def own_recipes(tmp_path, monkeypatch):
+    """An empty working directory whose `recipes/` folder a test fills; imported recipes are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    known = {name for name in sys.modules if name.partition(".")[0] == "recipes"}
+    for name in known:
+        monkeypatch.delitem(sys.modules, name)
+    yield tmp_path / "recipes"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "recipes"]:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def gemma_tools():
+    """The shipped recipe's trainer class."""
+    from sft_recipes import load_recipe
+
+    return load_recipe("gemma-tools")

@@ -1,0 +1,73 @@
+"""A recipe resolves to what it declares; wrong fields and values come back as one line each, all together."""
+
+import pytest
+
+from sft_recipes import RecipeConfig, RecipeError
+from sft_recipes.config import resolve
+
+
+def faults(**overrides):
+    with pytest.raises(RecipeError) as caught:
+        resolve("gemma-tools", **overrides)
+    return caught.value.faults
+
+
+def test_the_declared_optimisation():
+    config = resolve("gemma-tools", "full").config
+    assert (config.adam_beta1, config.adam_beta2, config.weight_decay, config.max_grad_norm) == (0.9, 0.95, 0.1, 1.0)
+    assert (config.learning_rate, config.warmup_steps, config.lr_scheduler_kwargs) == (2e-4, 0.03, {"min_lr_rate": 0.1})
+    assert config.logging_nan_inf_filter is False
+
+
+def test_texts_are_read_as_the_fields_type():
+    resolved = resolve("gemma_tools", "tiny", learning_rate="1e-4", max_steps="3", report_to="none", held_out="7")
+    assert (resolved.config.learning_rate, resolved.config.max_steps, resolved.recipe.held_out) == (1e-4, 3, 7)
+    assert resolved.name == "gemma-tools" and resolved.config.report_to == []
+
+
+def test_unknown_fields_all_together_with_the_nearest():
+    assert faults(learning_rat=1, modle="x") == [
+        "unknown field 'learning_rat', did you mean 'learning_rate'?",
+        "unknown field 'modle', did you mean 'model'?",
+    ]
+
+
+def test_wrong_values_all_together():
+    assert faults(learning_rate="fast", max_steps="many", held_out="200") == [
+        "learning_rate: invalid float value: 'fast'",
+        "max_steps: invalid int value: 'many'",
+    ]
+
+
+def test_values_that_upstream_refuses():
+    assert "cosin is not a valid SchedulerType" in faults(lr_scheduler_type="cosin")[0]
+
+
+@pytest.mark.parametrize("value", [0, -1.0])
+def test_values_that_make_no_sense(value):
+    assert faults(learning_rate=value) == [f"learning_rate is {value}, it must be above 0"]
+
+
+def test_unknown_scale():
+    assert faults(scale="tny") == ["unknown scale 'tny', did you mean 'tiny'?"]
+
+
+def test_own_data_are_not_judged_on_the_recipes():
+    assert resolve("gemma-tools", "tiny", data="mine.jsonl").recipe.held_out == 200
+    assert resolve("gemma-tools", "tiny", data="mine.jsonl", held_out="theirs.jsonl").recipe.held_out == "theirs.jsonl"
+
+
+def test_a_run_announces_itself_to_nobody():
+    """TRL pings a server when a trainer is made, unless this constant says no."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _telemetry
+
+    resolve("gemma-tools", "tiny")
+    assert constants.HF_HUB_DISABLE_TELEMETRY
+    assert "HF_HUB_DISABLE_TELEMETRY" in _telemetry.send_telemetry.__code__.co_names
+
+
+def test_every_field_of_ours_is_upstreams():
+    from trl import SFTConfig
+
+    assert {f for f in RecipeConfig.__dataclass_fields__} == {f for f in SFTConfig.__dataclass_fields__}

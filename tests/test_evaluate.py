@@ -1,0 +1,59 @@
+"""Generations: batched and padded as alone, halting at the stop tokens; a conversation scores as its worst turn."""
+
+import torch
+
+from sft_recipes.evaluate import Question, Sample, generate, judge, scores
+
+PROMPTS = [[2, 50, 60, 70], [2, 80], [2, 90, 91, 92, 93, 94, 95, 96, 97, 98, 99], [2, 40, 41]]
+
+
+def alone(model, prompt, count):
+    """The slow obvious way: one prompt, no cache, no padding, one argmax at a time."""
+    ids = list(prompt)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item())
+    return ids[len(prompt) :]
+
+
+def test_batched_generations_equal_those_alone(small_gemma):
+    expected = [alone(small_gemma, prompt, 12) for prompt in PROMPTS]
+    assert generate(small_gemma, PROMPTS, {2047}, 0, 12, batch_size=3) == expected
+
+
+def test_it_halts_at_any_stop_token_and_keeps_it(small_gemma):
+    free = alone(small_gemma, PROMPTS[0], 12)
+    stop = free[4]
+    (reply,) = generate(small_gemma, PROMPTS[:1], {stop, 2047}, 0, 12)
+    assert reply == free[: free.index(stop) + 1]
+
+
+def test_padding_after_an_early_stop_is_cut_off(small_gemma):
+    free = [alone(small_gemma, prompt, 12) for prompt in PROMPTS]
+    replies = generate(small_gemma, PROMPTS, {free[0][1]}, 0, 12)
+    assert all(reply == f[: len(reply)] for reply, f in zip(replies, free, strict=True))
+    assert len(replies[0]) <= 2
+
+
+def test_generation_leaves_the_model_in_the_mode_it_had(small_gemma):
+    small_gemma.train()
+    generate(small_gemma, PROMPTS[:1], {2047}, 0, 2)
+    assert small_gemma.training
+
+
+def sample(source, index, **values):
+    return Sample(Question(source, index, [1], {}), [1], {}, values)
+
+
+def test_a_conversation_scores_as_its_worst_turn():
+    samples = [sample("a:1", 1, exact=1.0), sample("a:1", 3, exact=0.0), sample("a:2", 1, exact=1.0), sample("a:2", 3, exact=1.0)]
+    assert scores(samples) == {"exact": 0.5}
+
+
+def test_judge_always_says_whether_the_turn_stopped(tokenizer):
+    stop = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    ids = tokenizer("Hello.", add_special_tokens=False)["input_ids"]
+    questions = [Question("a:1", 1, [1], {"content": "Hello."})] * 2
+    exact = lambda reply, expected: {"same": float(reply["content"] == expected["content"])}  # noqa: E731
+    samples = judge(questions, [[*ids, stop], ids], tokenizer, {stop}, lambda text: {"content": text}, exact)
+    assert [s.scores for s in samples] == [{"same": 1.0, "stops": 1.0}, {"same": 1.0, "stops": 0.0}]

@@ -1,0 +1,50 @@
+"""Rows: every supervised token in, every supervised token trained or listed."""
+
+from sft_recipes.rows import IGNORED, build_rows, paths
+from sft_recipes.turns import Turn, supervise
+
+TALK = [
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "1"},
+    {"role": "user", "content": "Two?"},
+    {"role": "assistant", "content": "2"},
+]
+
+
+def test_turns_that_continue_one_another_share_a_row_whose_labels_are_the_completions(tokenizer):
+    turns = supervise(TALK, tokenizer)
+    ((ids, labels),) = paths(turns)
+    assert ids == turns[1].prompt_ids + turns[1].completion_ids
+    assert [label for label in labels if label != IGNORED] == turns[0].completion_ids + turns[1].completion_ids
+    assert all(label in (IGNORED, token) for token, label in zip(ids, labels, strict=True))
+    assert tokenizer.decode([i for i, label in zip(ids, labels, strict=True) if label != IGNORED]) == "1<end_of_turn>2<end_of_turn>"
+
+
+def test_rewritten_history_gives_each_turn_its_own_row():
+    turns = [Turn([1, 2], [3, 9], 1), Turn([1, 2, 4, 9, 5], [6, 9], 3)]
+    assert paths(turns) == [
+        ([1, 2, 3, 9], [IGNORED, IGNORED, 3, 9]),
+        ([1, 2, 4, 9, 5, 6, 9], [IGNORED] * 5 + [6, 9]),
+    ]
+
+
+def test_the_off_by_one(tokenizer):
+    """A prompt of P tokens: after the causal shift the first supervised position is P-1."""
+    (turn,) = supervise(TALK[:2], tokenizer)
+    ((_, labels),) = paths([turn])
+    shifted = labels[1:]
+    assert next(i for i, label in enumerate(shifted) if label != IGNORED) == len(turn.prompt_ids) - 1
+
+
+def test_over_long_conversations_are_dropped_counted_and_listed():
+    turns = [Turn([1, 2], [3, 9], 1)]
+    rows, account = build_rows([("a:1", turns), ("a:2", [Turn([1] * 9, [9], 1)])], max_length=5)
+    assert [row["source"] for row in rows] == ["a:1"]
+    assert account.dropped == ["a:2: 10 tokens, max_length is 5"]
+    assert (account.conversations, account.turns, account.rows, account.tokens, account.supervised_tokens) == (2, 1, 1, 4, 2)
+
+
+def test_supervised_tokens_in_equal_supervised_tokens_trained(tokenizer):
+    turns = supervise(TALK, tokenizer)
+    rows, account = build_rows([("a:1", turns)] * 3, None)
+    assert account.supervised_tokens == sum(label != IGNORED for row in rows for label in row["labels"])
