@@ -21,7 +21,7 @@ from sft_recipes.config import hush
 from sft_recipes.data import load
 from sft_recipes.recipe import sources
 from sft_recipes.rows import build_rows
-from sft_recipes.turns import supervise
+from sft_recipes.turns import Supervisor
 from sft_recipes.weights import load_tokenizer
 
 ROUNDS = 3
@@ -37,7 +37,8 @@ def line() -> str:
     model = Gemma3ForConditionalGeneration.from_pretrained(TINY / "gemma3")
 
     def ours() -> int:
-        supervised = ((str(i), supervise(c["messages"], tokenizer)) for i, c in enumerate(conversations))
+        supervisor = Supervisor(tokenizer)
+        supervised = ((str(i), supervisor.turns(c["messages"])) for i, c in enumerate(conversations))
         rows, account = build_rows(supervised, None)
         Dataset.from_list(rows)
         return account.supervised_tokens

@@ -18,7 +18,7 @@ from .data import Conversation
 from .evaluate import Question
 from .recipe import Recipe, RecipeError, SupervisionError, sources
 from .rows import Supervision, build_rows
-from .turns import Turn, stop_ids, supervise
+from .turns import Supervisor, Turn, stop_ids
 from .weights import load_tokenizer
 
 
@@ -119,11 +119,11 @@ def _part(
     max_length: int | None,
     faults: list[str],
 ) -> Part:
-    turns = []
+    supervisor, turns = Supervisor(tokenizer, **recipe.template_kwargs), []
     for conversation in tqdm(conversations, desc="supervising", disable=None, delay=2, leave=False):
         rendered = trainer_class.render(conversation)
         try:
-            turns.append(supervise(rendered["messages"], tokenizer, rendered["tools"], **recipe.template_kwargs))
+            turns.append(supervisor.turns(rendered["messages"], rendered["tools"]))
         except SupervisionError as error:
             faults += [f"{conversation['source']}, {fault}" for fault in error.faults]
     supervised = zip([c["source"] for c in conversations], turns, strict=not faults)

@@ -7,10 +7,10 @@ read from renderings, so no template needs to be known beforehand.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from .closing import Closing, find_closing, kind
 from .recipe import SupervisionError
 
 
@@ -42,52 +42,79 @@ def supervise(messages: Sequence[dict], tokenizer: Any, tools: Sequence[dict] | 
         add_generation_prompt=True, **template_kwargs)`.
 
     Raises:
-        SupervisionError: the template refuses the messages, or its rendering of a turn does not continue its prompt.
+        SupervisionError: the template refuses the messages, leaves no trace of a turn, or renders it in another way than
+            the served prompt begins it.
     """
-    kwargs = {"tools": tools or None, **template_kwargs}
-    return [
-        _turn(messages, k, tokenizer, kwargs)
-        for k, message in enumerate(messages)
-        if message["role"] == "assistant" and message.get("train", True)
-    ]
+    return Supervisor(tokenizer, **template_kwargs).turns(messages, tools)
 
 
-def _turn(messages: Sequence[dict], k: int, tokenizer: Any, kwargs: dict) -> Turn:
-    prompt = _render(messages[:k], k, tokenizer, add_generation_prompt=True, **kwargs)
-    whole = _render(messages[: k + 1], k, tokenizer, **kwargs)
-    if not whole.startswith(prompt):
-        raise SupervisionError(_difference(prompt, whole, k))
-    completion = whole[len(prompt) :]
-    end = _end_of_stop_token(completion, tokenizer)
-    if end is None:
-        tail = completion[-40:]
-        raise SupervisionError(f"message {k}: no special token ends the turn, which reads ...{tail!r}; the model would never stop")
-    prompt_ids = _ids(prompt, tokenizer)
-    together = _ids(prompt + completion[:end], tokenizer)
-    if together[: len(prompt_ids)] == prompt_ids:
-        return Turn(prompt_ids, together[len(prompt_ids) :], k)
-    # Tokens merge across the boundary: a served model starts from the prompt's own tokens, so the turn is encoded alone.
-    return Turn(prompt_ids, _ids(completion[:end], tokenizer), k)
+class Supervisor:
+    """`supervise` for many conversations: what it learns of a template's closings, it learns once.
+
+    Args:
+        tokenizer: with a chat template.
+        **template_kwargs: passed to the template.
+    """
+
+    def __init__(self, tokenizer: Any, **template_kwargs: Any):
+        self.tokenizer, self.kwargs = tokenizer, template_kwargs
+        self.controls = control_tokens(tokenizer)
+        self.closings: dict[tuple[bool, ...], Closing | None] = {}
+
+    def turns(self, messages: Sequence[dict], tools: Sequence[dict] | None = None) -> list[Turn]:
+        """See `supervise`."""
+        learned = [k for k, m in enumerate(messages) if m["role"] == "assistant" and m.get("train", True)]
+        return [self._turn(messages, k, tools or None) for k in learned]
+
+    def _turn(self, messages: Sequence[dict], k: int, tools: Sequence[dict] | None) -> Turn:
+        try:
+            prompt = self._render(messages[:k], tools, add_generation_prompt=True)
+            whole = self._render(messages[: k + 1], tools)
+        except Exception as error:  # jinja's errors, and whatever a template's own filters raise
+            raise SupervisionError(f"message {k}: the chat template refuses the conversation: {error}") from error
+        if not whole.startswith(prompt):
+            raise SupervisionError(_difference(prompt, whole, k))
+        rendered = whole[len(prompt) :]
+        closing = self._closing(messages, k, tools)
+        completion = rendered[: len(rendered) - len(closing.rest)] + closing.appended if closing else ""
+        if not closing or not rendered.endswith(closing.rest) or not completion.endswith(self.controls):
+            raise SupervisionError(f"message {k}: {_no_end(messages[k], rendered)}")
+        return self._encoded(prompt, completion, k)
+
+    def _encoded(self, prompt: str, completion: str, k: int) -> Turn:
+        prompt_ids = self._ids(prompt)
+        together = self._ids(prompt + completion)
+        if together[: len(prompt_ids)] == prompt_ids:
+            return Turn(prompt_ids, together[len(prompt_ids) :], k)
+        # Tokens merge across the boundary: a served model starts from the prompt's own tokens, so the turn is encoded alone.
+        return Turn(prompt_ids, self._ids(completion), k)
+
+    def _render(self, messages: Sequence[dict], tools: Sequence[dict] | None, add_generation_prompt: bool = False) -> str:
+        return self.tokenizer.apply_chat_template(
+            list(messages), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt, **self.kwargs
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes the BOS itself
+
+    def _closing(self, messages: Sequence[dict], k: int, tools: Sequence[dict] | None) -> Closing | None:
+        found = (*kind(messages[k]), bool(tools))
+        if found not in self.closings:
+            self.closings[found] = find_closing(lambda probe: self._render(probe, tools), messages, k, self.controls)
+        return self.closings[found]
 
 
-def _render(messages: Sequence[dict], k: int, tokenizer: Any, **kwargs: Any) -> str:
-    try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, **kwargs)
-    except Exception as error:  # jinja's errors, and whatever a template's own filters raise
-        raise SupervisionError(f"message {k}: the chat template refuses the conversation: {error}") from error
+def control_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """The tokenizer's control tokens: those no text of a person's can be encoded to, unless they are written out."""
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
 
 
-def _ids(text: str, tokenizer: Any) -> list[int]:
-    # The template writes the BOS itself.
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _end_of_stop_token(completion: str, tokenizer: Any) -> int | None:
-    """Where the first special token of the run that ends the text ends; special tokens and white space make the run."""
-    specials = "|".join(re.escape(token) for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True))
-    run = re.search(rf"(?:(?:{specials})\s*)+\Z", completion) if specials else None
-    first = re.match(specials, run[0]) if run else None
-    return run.start() + first.end() if run and first else None
+def _no_end(message: dict, rendered: str) -> str:
+    calls = message.get("tool_calls")
+    if calls and (name := calls[-1].get("function", calls[-1])["name"]) not in rendered:
+        return f"the chat template leaves no trace of its tool call to {name}; write calls as text, or use a template with tools"
+    return f"no control token ends the turn, which reads ...{rendered[-40:]!r}; the model would never stop"
 
 
 def _difference(prompt: str, whole: str, k: int) -> str:

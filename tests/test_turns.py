@@ -69,7 +69,7 @@ def test_tokens_that_merge_across_the_boundary_leave_the_served_prompt_whole(tok
 def test_a_turn_without_a_stop_token_is_refused(tokenizer):
     tokenizer = tokenizer_with("gemma3")
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(SupervisionError, match="message 1: no special token ends the turn"):
+    with pytest.raises(SupervisionError, match="message 1: no control token ends the turn"):
         supervise(TALK[:2], tokenizer)
 
 
@@ -85,3 +85,57 @@ def test_a_rendering_that_does_not_continue_its_prompt_is_refused_with_both_text
 def test_roles_the_template_refuses_are_a_fault_of_the_row(tokenizer):
     with pytest.raises(SupervisionError, match=r"message 2: the chat template refuses .* alternate"):
         supervise([TALK[0], TALK[0], TALK[1]], tokenizer)
+
+
+CALL = {"type": "function", "id": "call00001", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "d", "parameters": {"type": "object", "properties": {}}}}]
+CALLING = [
+    {"role": "user", "content": "Weather?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "name": "get_weather", "tool_call_id": "call00001", "content": "1"},
+    {"role": "assistant", "content": "Cold."},
+]
+
+
+def with_controls(template):
+    """The template's tokenizer, every control token that its text names added as special."""
+    import re
+
+    tokenizer = tokenizer_with(template)
+    found = re.findall(r"<\|?[A-Za-z_]+\|?>|<\|[^|>]+\|>", tokenizer.chat_template)
+    words = "think tool_call tool_response tools function parameter arg_key arg_value".split()
+    controls = sorted({token for token in found if token.strip("<>") not in words})
+    tokenizer.add_special_tokens({"additional_special_tokens": controls})
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "call"),
+    [
+        ("qwen2_5", "Cold.<|im_end|>", "</tool_call><|im_end|>"),
+        ("qwen3", "<think>\n\n</think>\n\nCold.<|im_end|>", "</tool_call><|im_end|>"),
+        ("gemma4", "Cold.<turn|>", "<tool_call|><|tool_response>"),
+        ("gptoss", "<|channel|>final<|message|>Cold.<|return|>", "<|call|>"),
+        ("glm4moe", "\n<think></think>\nCold.<|user|>", "</tool_call><|observation|>"),
+        ("llama3_2", "Cold.<|eot_id|>", '{"city": "Oslo"}}<|eot_id|>'),
+        ("lfm2_2_5", "Cold.<|im_end|>", "<|tool_call_end|><|im_end|>"),
+    ],
+)
+def test_the_stop_token_is_read_from_the_rendering_of_each_kind_of_turn(template, answer, call):
+    tokenizer = with_controls(template)
+    calling, answering = supervise(CALLING, tokenizer, TOOLS)
+    for turn in (calling, answering):
+        assert turn.prompt_ids == served(tokenizer, CALLING[: turn.message_index], tools=TOOLS)
+    assert tokenizer.decode(answering.completion_ids) == answer
+    assert tokenizer.decode(calling.completion_ids).endswith(call) and "Oslo" in tokenizer.decode(calling.completion_ids)
+
+
+def test_a_template_that_drops_tool_calls_is_refused(tokenizer):
+    with pytest.raises(SupervisionError, match="message 1: the chat template leaves no trace of its tool call to get_weather"):
+        supervise(CALLING[:2], tokenizer, TOOLS)
+
+
+@pytest.mark.parametrize("template", ["deepseek_r1_distill", "nemotron_3_nano"])
+def test_a_prompt_that_opens_a_thought_which_the_turn_lacks_is_refused(template):
+    with pytest.raises(SupervisionError, match="message 1: the rendered turn does not continue the served prompt"):
+        supervise(TALK[:2], with_controls(template))

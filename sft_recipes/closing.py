@@ -1,0 +1,92 @@
+"""How a chat template ends an assistant turn: where the stop token is, found by rendering probes and comparing them.
+
+A template is asked to render a turn whose last text is a marker, once as the end of the conversation and once with the
+next message after it. What follows the marker in both is the turn's own closing, and its last control token is the stop
+token. What follows only at the end of a conversation (Phi 3's `<|endoftext|>`) or only before a next message (a header)
+is not part of the turn.
+
+    Qwen       <|im_end|>\\n             | <|im_end|>\\n<|im_start|>user     stop: <|im_end|>
+    Phi 3      <|end|>\\n<|endoftext|>   | <|end|>\\n<|user|>                stop: <|end|>
+    Gemma 4    <tool_call|><|tool_response>, with and without the result     stop: <|tool_response>
+    gpt-oss    <|return|>               | <|end|><|start|>user              nothing in common: the end's own, <|return|>
+    GLM 4      (nothing)                | <|user|>                          the next header's first token, <|user|>
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+MARKER = "QZXMARKERXZQ"
+Render = Callable[[Sequence[dict]], str]
+
+
+class Closing(NamedTuple):
+    """What a template writes after a turn's last text.
+
+    Attributes:
+        rest: what follows the stop token in the rendering, to be cut off.
+        appended: the stop token, where the rendering leaves it to the next header; otherwise empty.
+    """
+
+    rest: str
+    appended: str
+
+
+def kind(message: dict) -> tuple[bool, ...]:
+    """What decides how a turn is closed: whether it calls tools, says something, and thinks."""
+    return tuple(bool(message.get(key)) for key in ("tool_calls", "content", "reasoning_content"))
+
+
+def find_closing(render: Render, messages: Sequence[dict], k: int, controls: Sequence[str]) -> Closing | None:
+    """How the template closes turns like `messages[k]`.
+
+    Args:
+        render: messages to text; it may raise where the template refuses them.
+        messages: the conversation; those before `k` are the probe's context.
+        k: the assistant message.
+        controls: the tokenizer's control tokens.
+
+    Returns:
+        the closing, or `None` where no control token ends the turn.
+    """
+    probe = [*messages[:k], marked(messages[k])]
+    at_end = _after_marker(render, probe)
+    if at_end is None:
+        return None
+    before_next = next((text for m in _next_messages(messages, k) if (text := _after_marker(render, [*probe, m])) is not None), None)
+    pattern = re.compile("|".join(re.escape(token) for token in sorted(controls, key=len, reverse=True)))
+    if before_next is not None:
+        if found := [m for m in pattern.finditer(at_end) if before_next.startswith(at_end[: m.end()])]:
+            return Closing(at_end[found[-1].end() :], "")
+    if first := pattern.search(at_end):
+        return Closing(at_end[first.end() :], "")
+    header = pattern.search(before_next or "")
+    return Closing("", (before_next or "")[: header.end()].removeprefix(at_end)) if header else None
+
+
+def marked(message: dict) -> dict:
+    """The same message, its last text replaced by the marker: the last call's arguments, else the content."""
+    if not message.get("tool_calls"):
+        return {**message, "content": MARKER}
+    *calls, last = message["tool_calls"]
+    function = {**last.get("function", last), "arguments": {"marker": MARKER}}
+    return {**message, "tool_calls": [*calls, {**last, "function": function} if "function" in last else function]}
+
+
+def _after_marker(render: Render, probe: Sequence[dict]) -> str | None:
+    try:
+        _, found, after = render(probe).rpartition(MARKER)
+    except Exception:  # the template refuses this probe
+        return None
+    return after if found else None
+
+
+def _next_messages(messages: Sequence[dict], k: int) -> list[dict]:
+    """What may follow the turn: what does in this conversation, else a tool's result or a person's words."""
+    user = {"role": "user", "content": "x"}
+    call = (messages[k].get("tool_calls") or [{}])[-1]
+    name = call.get("function", call).get("name", "x")
+    tool = {"role": "tool", "content": "x", "name": name, "tool_call_id": call.get("id", "x")}
+    return [*messages[k + 1 : k + 2], *([tool, user] if messages[k].get("tool_calls") else [user])]
