@@ -55,15 +55,15 @@ def find_closing(render: Render, messages: Sequence[dict], k: int, controls: Seq
     at_end = _after_marker(render, probe)
     if at_end is None:
         return None
-    before_next = next((text for m in _next_messages(messages, k) if (text := _after_marker(render, [*probe, m])) is not None), None)
+    followed = (_after_marker(render, [*probe, message]) for message in _next_messages(messages, k))
+    before_next = next((text for text in followed if text is not None), "")
     pattern = re.compile("|".join(re.escape(token) for token in sorted(controls, key=len, reverse=True)))
-    if before_next is not None:
-        if found := [m for m in pattern.finditer(at_end) if before_next.startswith(at_end[: m.end()])]:
-            return Closing(at_end[found[-1].end() :], "")
+    if shared := [m.end() for m in pattern.finditer(at_end) if before_next.startswith(at_end[: m.end()])]:
+        return Closing(at_end[shared[-1] :], "")
     if first := pattern.search(at_end):
         return Closing(at_end[first.end() :], "")
-    header = pattern.search(before_next or "")
-    return Closing("", (before_next or "")[: header.end()].removeprefix(at_end)) if header else None
+    header = pattern.search(before_next)
+    return Closing("", before_next[: header.end()].removeprefix(at_end)) if header else None
 
 
 def marked(message: dict) -> dict:
