@@ -63,7 +63,7 @@ class GemmaTools(RecipeTrainer):
             quantization=nf4("float32"),
             dtype="float32",
             chat_template="gemma3",
-            max_new_tokens=128,
+            max_new_tokens=96,
             config=dict(
                 num_train_epochs=1,
                 per_device_train_batch_size=16,

@@ -117,7 +117,7 @@ def train(
     from .run import summary
 
     resolved = resolve(recipe, scale, **fields(context))
-    screen.print_start(resolved, asked=scale)
+    screen.print_start(resolved)
     report = preflight.check(resolved)
     screen.print_report(report)
     if report.faults or report.prepared is None:

@@ -54,6 +54,7 @@ class Resolved:
         recipe: at its scale, with the overrides applied.
         config: likewise.
         overrides: what the person changed.
+        remark: one sentence where `auto` chose the tiny scale, else empty.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Resolved:
     recipe: Recipe
     config: RecipeConfig
     overrides: dict[str, Any]
+    remark: str = ""
 
 
 def resolve(name: str, scale: str = "auto", **overrides: Any) -> Resolved:
@@ -79,7 +81,8 @@ def resolve(name: str, scale: str = "auto", **overrides: Any) -> Resolved:
     trainer_class: Any = load_recipe(name)
     if scale not in SCALES:
         raise RecipeError(unknown_name("scale", scale, SCALES))
-    scale = scale if scale != "auto" else "full" if torch.cuda.is_available() else "tiny"
+    asked, scale = scale, scale if scale != "auto" else "full" if torch.cuda.is_available() else "tiny"
+    remark = f"No CUDA device here, so {name} runs at tiny scale: an embedded model and data, all else is real."
     base: Recipe = trainer_class.recipe.at(scale)
     known = CONFIG_FIELDS | OWN_FIELDS
     faults = [unknown_name("field", key, known) for key in {**base.config, **overrides} if key not in known]
@@ -91,7 +94,8 @@ def resolve(name: str, scale: str = "auto", **overrides: Any) -> Resolved:
         own["held_out"] = Recipe.held_out  # a person's data are judged on a part of themselves
     recipe = dataclasses.replace(base, **own)
     name = name.replace("_", "-")
-    return Resolved(name, scale, trainer_class, recipe, _config(name, recipe, given), overrides)
+    config = _config(name, recipe, given)
+    return Resolved(name, scale, trainer_class, recipe, config, overrides, remark if (asked, scale) == ("auto", "tiny") else "")
 
 
 def _config(name: str, recipe: Recipe, given: dict[str, Any]) -> RecipeConfig:

@@ -24,12 +24,14 @@ class Question:
     Attributes:
         source: the conversation it belongs to (`file:line`).
         message_index: which message of it is asked for.
+        asked: what the message before it says.
         prompt_ids: the served context.
         expected: the reference message, with `tools`, the schemas on offer.
     """
 
     source: str
     message_index: int
+    asked: str
     prompt_ids: list[int]
     expected: dict[str, Any]
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .evaluate import generate
@@ -145,7 +146,8 @@ def supervised_logits(model: PreTrainedModel, rows: Sequence[list[int]], positio
     """Logits `(total positions, vocabulary)`, float32 on the CPU, one row at a time without padding."""
     model.eval()
     found = []
-    for ids, at in zip(rows, positions, strict=True):
+    pairs = list(zip(rows, positions, strict=True))
+    for ids, at in tqdm(pairs, desc="comparing", disable=None, delay=2, leave=False):
         out = model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=torch.tensor(at, device=model.device))
         found.append(out.logits[0].float().cpu())
     return torch.cat(found)
@@ -173,11 +175,12 @@ def prove(merged: Path, record: Record, folder: Path) -> dict[str, Any]:
     # A process of its own, not a member of this one's distributed group.
     ours = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=ours)
+        progress = None if sys.stderr.isatty() else subprocess.PIPE  # its bars in a terminal, its last words elsewhere
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=progress, text=True, env=ours)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if done.returncode:
-        raise RecipeError(f"{merged}: the proof did not run: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+        raise RecipeError(f"{merged}: the proof did not run: {((done.stderr or '').strip().splitlines() or ['see above'])[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -190,7 +193,7 @@ def compare(merged: Path, record: Record) -> dict[str, Any]:
     kl, max_kl = divergence(record.logits, supervised_logits(model, record.rows, record.positions))
     declared = model.generation_config.eos_token_id  # what a server would halt at
     stops = {declared} if isinstance(declared, int) else set(declared or [])
-    replies = generate(model, record.prompts, stops, tokenizer.pad_token_id, record.max_new_tokens)
+    replies = generate(model, record.prompts, stops, tokenizer.pad_token_id, record.max_new_tokens, desc="proving")
     pairs = list(zip(record.prompts, record.replies, replies, strict=True))
     different = next(((p, a, b) for p, a, b in pairs if a != b), None)
     proof: dict[str, Any] = {

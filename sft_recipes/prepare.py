@@ -135,5 +135,7 @@ def _questions(part: Part) -> Iterable[Question]:
     for conversation, turns in zip(part.conversations, part.turns, strict=True):
         learned = [i for i, m in enumerate(conversation["messages"]) if m["role"] == "assistant" and m.get("train", True)]
         for index, turn in zip(learned, turns, strict=True):
-            expected = {**conversation["messages"][index], "tools": conversation["tools"]}
-            yield Question(conversation["source"], index, turn.prompt_ids, expected)
+            messages = conversation["messages"]
+            expected = {**messages[index], "tools": conversation["tools"]}
+            asked = str(messages[index - 1].get("content", "")) if index else ""
+            yield Question(conversation["source"], index, asked, turn.prompt_ids, expected)

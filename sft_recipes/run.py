@@ -118,8 +118,7 @@ def summary(run: Run, samples: int = 3) -> dict[str, Any]:
 
 
 def _read_out(sample: dict[str, Any], primary: str) -> dict[str, Any]:
-    """A sample short enough to read: the end of its prompt, the reply, whether it was right."""
-    asked = sample["prompt"][-300:].partition("\n\n")[2] or sample["prompt"][-160:]
+    """A sample short enough to read: what was asked, the reply, whether it was right."""
     right = sample["scores"].get(primary, 1.0) == 1.0
     where = f"{Path(sample['source']).name}, message {sample['message_index']}"
-    return {"source": where, "asked": asked.strip(), "reply": sample["reply"], "right": right}
+    return {"source": where, "asked": sample["asked"][-400:], "reply": sample["reply"], "right": right}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from .recipe import RecipeError
 from .rows import IGNORED
 
 LEARNED, CONTEXT = "bold black on green", "dim"
-out = Console(highlight=False)
+out = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # of several processes, the first speaks
 
 
-def print_start(resolved: Resolved, asked: str) -> None:
+def print_start(resolved: Resolved) -> None:
     """One sentence when `auto` chose the tiny scale."""
-    if asked == "auto" and resolved.scale == "tiny":
-        out.print(f"No CUDA device here, so [b]{resolved.name}[/b] runs at tiny scale: an embedded model and data, all else real.")
+    if resolved.remark:
+        out.print(resolved.remark, soft_wrap=True)
 
 
 def print_report(report: Report) -> None:

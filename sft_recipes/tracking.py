@@ -25,12 +25,14 @@ def started(trainer: Any) -> Iterator[None]:
     folder = trainer.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+    settings = wandb.Settings(silent=True, show_warnings=mode != "offline", console="off")
+    wandb.setup(settings)  # also silences what wandb says outside of a run
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "sft-recipes"),
         name=trainer.args.run_name,
         dir=folder,
         mode=mode,  # type: ignore[arg-type]
-        settings=wandb.Settings(silent=True, console="off"),
+        settings=settings,
     )
     if mode == "offline":
         print(f"wandb is offline; to upload this run later: wandb sync {os.path.relpath(run.dir + '/..')}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ class RecipeTrainer(SFTTrainer):
         Raises:
             RecipeError: the deployed model is not the trained one (mean KL above the recipe's `max_kl`).
         """
+        if resume_from_checkpoint is True and not any(self.run.checkpoints.glob("checkpoint-*")):
+            raise RecipeError(f"nothing to resume: no checkpoint in {self.run.checkpoints}")
         if self.is_world_process_zero():
             if not resume_from_checkpoint:
                 self.run.set_aside()
@@ -191,6 +194,8 @@ def build_trainer(
     if train_dataset is not None:
         overrides.setdefault("held_out", Recipe.held_out)
     resolved = resolve(name, scale, **overrides)
+    if resolved.remark:
+        print(resolved.remark, file=sys.stderr)
     report = check(resolved, train_dataset, eval_dataset)
     if report.faults or report.prepared is None:
         raise RecipeError(*report.faults)

@@ -44,6 +44,19 @@ def tokenizer_with(template: str):
 @pytest.fixture
 def small_gemma():
     """A multimodal Gemma 3 of 0.1 M parameters with random weights, in float32."""
+    return make_small_gemma()
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory, tokenizer):
+    """The same on disk, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    make_small_gemma().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def make_small_gemma():
     import torch
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
@@ -78,7 +91,7 @@ def jsonl(tmp_path):
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def chats():
     """Makes `count` small conversations, all different."""
 

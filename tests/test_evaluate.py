@@ -42,7 +42,7 @@ def test_generation_leaves_the_model_in_the_mode_it_had(small_gemma):
 
 
 def sample(source, index, **values):
-    return Sample(Question(source, index, [1], {}), [1], {}, values)
+    return Sample(Question(source, index, "?", [1], {}), [1], {}, values)
 
 
 def test_a_conversation_scores_as_its_worst_turn():
@@ -53,7 +53,7 @@ def test_a_conversation_scores_as_its_worst_turn():
 def test_judge_always_says_whether_the_turn_stopped(tokenizer):
     stop = tokenizer.convert_tokens_to_ids("<end_of_turn>")
     ids = tokenizer("Hello.", add_special_tokens=False)["input_ids"]
-    questions = [Question("a:1", 1, [1], {"content": "Hello."})] * 2
+    questions = [Question("a:1", 1, "?", [1], {"content": "Hello."})] * 2
     exact = lambda reply, expected: {"same": float(reply["content"] == expected["content"])}  # noqa: E731
     samples = judge(questions, [[*ids, stop], ids], tokenizer, {stop}, lambda text: {"content": text}, exact)
     assert [s.scores for s in samples] == [{"same": 1.0, "stops": 1.0}, {"same": 1.0, "stops": 0.0}]

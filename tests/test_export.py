@@ -17,12 +17,10 @@ PROMPTS = [[2, 50, 60, 70], [2, 80], [2, 90, 91, 92]]
 
 
 @pytest.fixture
-def trained(small_gemma, tokenizer, tmp_path):
-    """An NF4 base on disk, and an adapter of it with weights that matter."""
-    small_gemma.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+def trained(small_base, tmp_path):
+    """An NF4 base, and an adapter of it with weights that matter."""
     tiny = load_recipe("gemma-tools").recipe.at("tiny")
-    recipe = Recipe(model=str(tmp_path / "base"), data="none", adapter=tiny.adapter, quantization=tiny.quantization, dtype="float32")
+    recipe = Recipe(model=small_base, data="none", adapter=tiny.adapter, quantization=tiny.quantization, dtype="float32")
     torch.manual_seed(1)
     config = LoraConfig(**{**tiny.adapter.to_dict(), "init_lora_weights": False})
     model = get_peft_model(load_model(recipe.model, "float32", recipe.quantization), config)
@@ -66,7 +64,7 @@ def load_tokenizer(recipe):
 def test_parameter_names_and_shapes_are_the_base_checkpoints_and_the_vision_tower_is_untouched(trained):
     recipe, _, folder = trained
     export.merge(recipe, folder / "adapter", {STOP}, folder / "merged")
-    before, after = (load_file(folder / name / "model.safetensors") for name in ("base", "merged"))
+    before, after = (load_file(f"{name}/model.safetensors") for name in (recipe.model, folder / "merged"))
     assert {name: t.shape for name, t in before.items()} == {name: t.shape for name, t in after.items()}
     for name, tensor in before.items():
         if "vision" in name or "multi_modal" in name or "embed" in name or "norm" in name:

@@ -51,12 +51,13 @@ def test_every_value_belongs_to_its_half():
     assert all(is_held_out(value) for value in open_values(rows("held_out")) if " " not in value)
 
 
-def test_the_corpus_holds_no_turn_and_none_of_the_recipes_tools():
+def test_the_corpus_holds_no_role_and_none_of_the_recipes_tools():
     stream = corpus.documents(1)
     text = "\n".join(next(stream) for _ in range(3000))
     for tool in conversations.TOOLS:
         assert tool.schema["function"]["name"] not in text and tool.schema["function"]["description"] not in text
-    assert "_of_turn" not in text and "You can call these tools" not in text
+    for words in ("<start_of_turn>user", "<start_of_turn>model", "You can call these tools", "Tool results:"):
+        assert words not in text
 
 
 def test_the_base_is_small_multimodal_and_was_trained():

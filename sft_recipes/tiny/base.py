@@ -28,7 +28,8 @@ FOLDER = Path(__file__).parent / "gemma3"
 SPECIAL = "<pad> <eos> <bos> <unk> <start_of_turn> <end_of_turn> <start_of_image> <end_of_image> <image_soft_token>".split()
 VOCABULARY = 2048
 # A word with the space before it, a digit, or a run of anything else, so that JSON's `": "` can be one token.
-PIECES = r" ?[A-Za-z]+|[0-9]|[^A-Za-z0-9]+(?= [A-Za-z])|[^A-Za-z0-9]+"
+# A line break stands alone: merged with what follows, a turn's first token would differ from the one a served model says.
+PIECES = r"\n| ?[A-Za-z]+|[0-9]|[^A-Za-z0-9\n]+(?= [A-Za-z])|[^A-Za-z0-9\n]+"
 BLOCK = 512  # tokens in a training block
 
 
@@ -135,7 +136,7 @@ def pretrain(model, batches, steps: int, peak: float = 3e-3) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--batch_size", type=int, default=4, help="blocks of 512 tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=FOLDER)

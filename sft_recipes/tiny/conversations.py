@@ -17,7 +17,6 @@ from .words import Words
 
 TRAIN, HELD_OUT = 2000, 200
 CURRENCIES = ["EUR", "USD", "GBP", "JPY", "CHF"]
-LANGUAGES = ["French", "German", "Spanish", "Italian"]
 MODES = ["car", "train", "bicycle"]
 
 
@@ -101,20 +100,6 @@ TOOLS = [
         ("Put {title} into my calendar on {day} at {hour}.", "New event: {title}, {day}, {hour}."),
         lambda w, a: {"created": True},
         "{title} is in your calendar for {day} at {hour}.",
-    ),
-    Tool(
-        _schema("translate", "Translate a text.", text="string", language=LANGUAGES),
-        lambda w: {"text": w.phrase(), "language": w.rng.choice(LANGUAGES)},
-        ("Translate into {language}: {text}", "What is this in {language}: {text}"),
-        lambda w, a: {"translation": f"{w.name().lower()} {w.name().lower()}"},
-        "In {language} it is: {translation}",
-    ),
-    Tool(
-        _schema("order_item", "Order something from the shop.", item="string", quantity="integer", address="string"),
-        lambda w: {"item": w.item(), "quantity": w.integer(), "address": f"{w.name()} {w.integer()}"},
-        ("Order {quantity} pieces of {item} to {address}.", "I need {item}, {quantity} of them, to {address}."),
-        lambda w, a: {"order": w.symbol()},
-        "Order {order} goes to {address}.",
     ),
 ]
 

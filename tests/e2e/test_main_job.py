@@ -56,7 +56,7 @@ def test_the_run_folder_is_complete(main_job):
     kept = {"recipe.json", "metrics.json", "samples.jsonl", "checkpoints", "adapter", "merged", "wandb"}
     assert kept == {p.name for p in folder.iterdir()}
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-    assert {s["stage"] for s in samples} == {"before", "after"} and len(samples) == 2 * 376
+    assert {s["stage"] for s in samples} == {"before", "after"} and len(samples) == 2 * 374
     recipe = json.loads((folder / "recipe.json").read_text())
     assert recipe["scale"] == "tiny" and set(recipe["data"]) == {"train", "held_out"} and "torch" in recipe["versions"]
     assert {p.suffix for p in (folder / "merged").iterdir()} == {".safetensors", ".json", ".jinja"}

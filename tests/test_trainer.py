@@ -1,0 +1,119 @@
+"""The trainer enforces what the recipe says, whatever way it is made; a run of it leaves a complete folder."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+
+from sft_recipes import RecipeError, build_trainer
+from sft_recipes.run import Run, find, summary
+
+SMALL = dict(scale="tiny", report_to="none", max_steps=2, per_device_train_batch_size=4, max_new_tokens=4, save_strategy="no", held_out=5)
+
+
+@pytest.fixture(scope="module")
+def make(small_base, chats, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+
+    def build(name, **overrides):
+        return build_trainer(
+            "gemma-tools", **{**SMALL, "model": small_base, "train_dataset": chats(30), "output_dir": folder / name, **overrides}
+        )
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def finished(make):
+    trainer = make("finished")
+    trainer.output = trainer.train()
+    return trainer
+
+
+def test_the_rows_are_the_ones_that_were_prepared(make):
+    trainer = make("rows")
+    assert trainer.train_dataset["input_ids"] == [row["input_ids"] for row in trainer.prepared.train.rows]
+    assert trainer.train_dataset["labels"] == [row["labels"] for row in trainer.prepared.train.rows]
+
+
+def test_a_list_and_a_dataset_give_the_same_rows(make, chats):
+    rows = [make("same", train_dataset=data).train_dataset["input_ids"] for data in (chats(12), Dataset.from_list(chats(12)))]
+    assert rows[0] == rows[1]
+
+
+def test_a_batch_carries_loss_on_the_completions_alone(make, tokenizer):
+    trainer = make("batch")
+    batch = next(iter(trainer.get_train_dataloader()))
+    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        said = tokenizer.decode(ids[labels != -100])
+        assert said.endswith("<end_of_turn>") and said.removesuffix("<end_of_turn>").isdigit()
+
+
+def test_only_the_language_model_learns_and_in_float32(make):
+    """The border: TRL casts a QLoRA adapter to bfloat16; here small updates must not be lost."""
+    learned = {name: p.dtype for name, p in make("adapter").model.named_parameters() if p.requires_grad}
+    assert learned and set(learned.values()) == {torch.float32}
+    assert all("language_model" in name and "lora_" in name for name in learned)
+
+
+def test_the_base_is_in_four_bits_and_the_vision_tower_is_not(make):
+    kinds = {name: type(m).__name__ for name, m in make("nf4").model.named_modules() if name.endswith(("base_layer", "fc1"))}
+    assert {kind for name, kind in kinds.items() if "language_model" in name} == {"Linear4bit"}
+    assert {kind for name, kind in kinds.items() if "vision" in name} == {"Linear"}
+
+
+def test_training_moves_the_adapter_and_scores_before_and_after(finished):
+    metrics = finished.metrics
+    assert set(metrics["before"]) == set(metrics["after"]) == {"tool_call_exact", "tool_call_valid", "stops", "eval_loss"}
+    assert metrics["before"]["eval_loss"] != metrics["after"]["eval_loss"]
+    assert finished.output.metrics["after_eval_loss"] == metrics["after"]["eval_loss"]
+    assert metrics["stop_tokens"] == ["<end_of_turn>"]
+
+
+def test_the_folder_is_written_and_summarised(finished):
+    run = finished.run
+    assert json.loads((run.folder / "metrics.json").read_text())["merge"] == finished.metrics["merge"]
+    told = summary(run)
+    assert told["primary"] == "tool_call_exact" and len(told["samples"]) == 3 and told["samples"][0]["asked"].startswith("Say ")
+    assert not [p for p in run.folder.rglob("*") if "unfinished" in p.name or p.name == ".proof"]
+
+
+def test_an_earlier_run_is_set_aside_not_overwritten(tmp_path):
+    for expected in ("run.1", "run.2"):
+        run = Run(tmp_path / "run")
+        run.write("recipe.json", {"n": expected})
+        assert run.set_aside().name == expected
+    assert json.loads((tmp_path / "run.1" / "recipe.json").read_text()) == {"n": "run.1"}
+    assert Run(tmp_path / "run").set_aside() is None
+
+
+def test_a_model_that_is_not_the_trained_one_is_refused_and_the_adapter_kept(finished):
+    with pytest.raises(RecipeError, match=r"not the model that was trained: KL 2.00e-03 .* the bound is 1e-03"):
+        finished._refuse_another_model({"kl": 2e-3})
+    assert (finished.run.folder / "merged.refused").is_dir() and finished.run.adapter.is_dir()
+    (finished.run.folder / "merged.refused").rename(finished.run.merged)
+
+
+def test_nothing_to_resume_is_one_line(make):
+    with pytest.raises(RecipeError, match="nothing to resume: no checkpoint in"):
+        make("fresh").train(resume_from_checkpoint=True)
+
+
+def test_a_run_is_found_by_folder_and_its_absence_named(finished):
+    assert find(str(finished.run.folder)).folder == finished.run.folder
+    with pytest.raises(RecipeError, match="no run at"):
+        find("nothing").read("metrics.json")
+
+
+def test_full_fine_tuning_deploys_too(make):
+    trainer = make("full", adapter=None, quantization=None)
+    trainer.train()
+    assert trainer.metrics["merge"]["kl"] < 1e-8 and trainer.run.merged.is_dir() and not trainer.run.adapter.exists()
+
+
+def test_over_long_conversations_are_listed_in_the_metrics(make, chats):
+    long = {"messages": [{"role": "user", "content": "word " * 3000}, {"role": "assistant", "content": "x"}]}
+    trainer = make("long", train_dataset=[*chats(30), long], eval_dataset=chats(3, start=50))
+    assert trainer.prepared.train.supervision.dropped[0].startswith("train_dataset:30: ")
+    assert len(trainer.train_dataset) == 30
