@@ -63,18 +63,24 @@ def _read_jsonl(file: Path, faults: list[str]) -> Iterator[tuple[dict, str]]:
         here = file.parent.glob("*.jsonl") if file.parent.is_dir() else ()
         faults.append(f"{file}: no such file{nearest(file.name, [f.name for f in here])}")
         return
-    empty = True
+    empty, name = True, _shown(file)
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             empty = False
             try:
-                yield json.loads(line), f"{file}:{number}"
+                yield json.loads(line), f"{name}:{number}"
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                faults.append(f"{file}:{number}: not JSON: {error}")
+                faults.append(f"{name}:{number}: not JSON: {error}")
     if empty:
-        faults.append(f"{file}: the file is empty; it needs one conversation a line")
+        faults.append(f"{name}: the file is empty; it needs one conversation a line")
+
+
+def _shown(file: Path) -> str:
+    """A file's path as a person would type it from here."""
+    here = Path.cwd()
+    return str(file.relative_to(here) if file.is_relative_to(here) else file)
 
 
 def _read_dataset(source: Source, faults: list[str]) -> Iterator[tuple[dict, str]]:

@@ -17,7 +17,7 @@ from .prepare import Prepared
 from .recipe import RecipeError
 from .rows import IGNORED
 
-LEARNED, CONTEXT = "bold black on green", "dim"
+LEARNED, CONTEXT = "black on green", "dim"
 out = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # of several processes, the first speaks
 
 
@@ -85,12 +85,17 @@ def _shifted(tokenizer: Any, row: dict[str, Any], around: int = 2) -> Table:
     near = {j for i, t in enumerate(targets) if t != IGNORED for j in range(i - around, i + around + 1)}
     for position in sorted(near & set(range(len(ids)))):
         target = targets[position]
-        said = "" if target == IGNORED else repr(tokenizer.decode([target]))[1:-1]
-        token = repr(tokenizer.decode([ids[position]]))[1:-1]
+        said = "" if target == IGNORED else _visible(tokenizer.decode([target]))
+        token = _visible(tokenizer.decode([ids[position]]))
         table.add_row(str(position), str(ids[position]), Text(token), Text(said, LEARNED if said else ""), str(target))
         if position + 1 not in near:
             table.add_row("...")
     return table
+
+
+def _visible(token: str) -> str:
+    """A token with its line breaks escaped and its spaces as dots."""
+    return repr(token)[1:-1].replace(" ", "·")
 
 
 def print_scores(scores: dict[str, Any]) -> None:
