@@ -1,6 +1,6 @@
 """The Berkeley Function-Calling Leaderboard's single-turn parts as conversations.
 
-    python -m benchmarks.bfcl path/to/bfcl > bfcl.jsonl
+    .venv/bin/python -m benchmarks.bfcl path/to/bfcl > bfcl.jsonl
     make train RECIPE=gemma-tools DATA=bfcl.jsonl ARGS="--max_steps 20"
 
 Each question offers its functions; the reference calls come from the accepted answers, the first accepted value of every
