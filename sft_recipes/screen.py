@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,9 @@ def print_row(prepared: Prepared, number: int, html: Path | None) -> None:
     if not 0 <= number < len(rows):
         raise RecipeError(f"--row {number}: there are {len(rows)} training rows, 0 to {len(rows) - 1}")
     row = rows[number]
-    console = Console(record=True, quiet=True, width=120) if html else out
+    console = Console(record=True, file=io.StringIO(), width=120, highlight=False) if html else out
     learned = sum(label != IGNORED for label in row["labels"])
-    console.print(f"row {number} of {len(rows)}, {row['source']}: {learned} of {len(row['labels'])} tokens supervised")
+    console.print(f"row {number} of {len(rows)}, {row['source']}: {learned} of {len(row['labels'])} tokens supervised", soft_wrap=True)
     console.print(_coloured(prepared.tokenizer, row))
     console.print(_shifted(prepared.tokenizer, row))
     if html:

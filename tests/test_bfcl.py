@@ -28,7 +28,7 @@ def test_all_of_it_converts(rows):
 def test_show_prints_one_of_them(rows, jsonl):
     result = CliRunner().invoke(app, ["show", "gemma-tools", "--scale", "tiny", "--data", jsonl(rows[:40]), "--row", "0"])
     assert result.exit_code == 0, result.output
-    assert "tokens supervised" in result.stdout and "calculate_triangle_area" in result.stdout
+    assert "tokens supervised" in result.stdout and "math.factorial" in result.stdout
 
 
 def test_the_tiny_model_trains_on_it_and_the_loss_falls(rows, tmp_path, monkeypatch):
