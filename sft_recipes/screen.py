@@ -18,7 +18,7 @@ from .prepare import Prepared
 from .recipe import RecipeError
 from .rows import IGNORED
 
-LEARNED, CONTEXT = "#000000 on green", "dim"
+LEARNED, CONTEXT = "#000000 on #8fdc8f", "dim"
 out = Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")  # of several processes, the first speaks
 
 
