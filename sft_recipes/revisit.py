@@ -25,11 +25,16 @@ def reopen(name: str) -> tuple[Run, Resolved]:
     """
     run = find(name)
     said = run.read("recipe.json")
+    if spelt := [key for key in ("adapter", "quantization") if said["overrides"].get(key) is not None]:
+        raise RecipeError(f"{run.folder} was made in Python with its own {' and '.join(spelt)}, which recipe.json only describes")
     return run, resolve(said["recipe"], said["scale"], **said["overrides"])
 
 
-def _prepared(resolved: Resolved) -> Prepared:
-    return prepare(resolved.trainer_class, resolved.recipe, resolved.config.max_length)
+def _prepared(run: Run, resolved: Resolved) -> Prepared:
+    prepared = prepare(resolved.trainer_class, resolved.recipe, resolved.config.max_length)
+    if prepared.held_out.hash != run.read("recipe.json")["data"]["held_out"]:
+        raise RecipeError(f"{run.folder}: the held-out data are not those of the run; they have changed since, or were in memory")
+    return prepared
 
 
 def _merged(run: Run) -> Any:
@@ -41,7 +46,7 @@ def _merged(run: Run) -> Any:
 def evaluate(name: str) -> dict[str, float]:
     """Scores of a run's deployed folder on its recipe's held-out conversations."""
     run, resolved = reopen(name)
-    model, prepared = _merged(run), _prepared(resolved)
+    model, prepared = _merged(run), _prepared(run, resolved)
     questions, stops = prepared.questions, prepared.stop_ids
     replies = _replies(model, prepared, len(questions))
     hooks = resolved.trainer_class
@@ -59,7 +64,7 @@ def merge(name: str) -> dict[str, Any]:
     run, resolved = reopen(name)
     if not run.adapter.is_dir():
         raise RecipeError(f"{run.folder} holds no adapter/: nothing to merge")
-    recipe, prepared = resolved.recipe, _prepared(resolved)
+    recipe, prepared = resolved.recipe, _prepared(run, resolved)
     base = load_model(recipe.model, recipe.dtype, recipe.quantization)
     trained: Any = PeftModel.from_pretrained(base, str(run.adapter)).eval()
     prompts = [question.prompt_ids for question in prepared.questions[: export.PROMPTS]]

@@ -1,12 +1,14 @@
 """The trainer enforces what the recipe says, whatever way it is made; a run of it leaves a complete folder."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from datasets import Dataset
+from trl import SFTTrainer
 
-from sft_recipes import RecipeError, build_trainer
+from sft_recipes import RecipeError, build_trainer, revisit
 from sft_recipes.run import Run, find, summary
 
 SMALL = dict(scale="tiny", report_to="none", max_steps=2, per_device_train_batch_size=4, max_new_tokens=4, save_strategy="no", held_out=5)
@@ -25,8 +27,11 @@ def make(small_base, chats, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(make):
-    trainer = make("finished")
+def finished(make, chats, tmp_path_factory):
+    """A whole run, short, on data from a file; one checkpoint a step."""
+    file = tmp_path_factory.mktemp("data") / "chats.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in chats(30)))
+    trainer = make("finished", train_dataset=None, data=str(file), save_strategy="steps", save_steps=1)
     trainer.output = trainer.train()
     return trainer
 
@@ -117,3 +122,33 @@ def test_over_long_conversations_are_listed_in_the_metrics(make, chats):
     trainer = make("long", train_dataset=[*chats(30), long], eval_dataset=chats(3, start=50))
     assert trainer.prepared.train.supervision.dropped[0].startswith("train_dataset:30: ")
     assert len(trainer.train_dataset) == 30
+
+
+def test_a_finished_run_can_be_scored_and_merged_again(finished):
+    assert revisit.evaluate(str(finished.run.folder)) == {k: v for k, v in finished.metrics["after"].items() if k != "eval_loss"}
+    again = revisit.merge(str(finished.run.folder))
+    assert again["kl"] < 1e-8 and again["generations_equal"]
+
+
+def test_a_run_whose_data_were_in_memory_is_not_judged_on_others(make, finished, tmp_path):
+    run = Run(tmp_path / "copy")
+    shutil.copytree(finished.run.folder, run.folder)
+    run.write("recipe.json", {**run.read("recipe.json"), "data": {"train": "x", "held_out": "y"}})
+    with pytest.raises(RecipeError, match="the held-out data are not those of the run"):
+        revisit.evaluate(str(run.folder))
+
+
+def test_resuming_continues_at_the_checkpoint(make, finished, chats, tmp_path):
+    """Two steps and then a third are the three steps of an uninterrupted run."""
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in chats(30)))
+    options = dict(train_dataset=None, data=str(file), save_strategy="steps", save_steps=2, max_steps=3, lr_scheduler_type="constant")
+    whole = make("whole", **options)
+    SFTTrainer.train(whole)
+    shutil.rmtree(whole.run.checkpoints / "checkpoint-3")
+    resumed = make("whole", **options)
+    SFTTrainer.train(resumed, resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3
+    weights = [{n: p.detach() for n, p in t.model.named_parameters() if p.requires_grad} for t in (whole, resumed)]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], rtol=1e-5, atol=1e-6)
