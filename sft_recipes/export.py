@@ -73,11 +73,15 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_ids: s
 def _stopping(config: GenerationConfig | None, stop_ids: set[int], pad_id: int | None) -> GenerationConfig:
     """A generation config that halts at every stop token, those of the base first; the pad token is none of them."""
     config = config or GenerationConfig()
-    declared = config.eos_token_id
-    base = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
-    config.eos_token_id = [*dict.fromkeys(i for i in [*base, *sorted(stop_ids)] if i != pad_id or i in stop_ids)]
+    config.eos_token_id = [*dict.fromkeys(i for i in [*declared_stops(config), *sorted(stop_ids)] if i != pad_id or i in stop_ids)]
     config.pad_token_id = pad_id
     return config
+
+
+def declared_stops(config: GenerationConfig) -> list[int]:
+    """What a server would halt at: the ids under `eos_token_id`, which may be one, several or none."""
+    declared = config.eos_token_id
+    return [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
 
 
 @dataclass
@@ -90,7 +94,6 @@ class Record:
         logits: `(total positions, vocabulary)` in float32, in that order.
         prompts: served contexts.
         replies: their greedy continuations.
-        stop_ids: the stop tokens.
         max_new_tokens: limit of those continuations.
     """
 
@@ -99,7 +102,6 @@ class Record:
     logits: torch.Tensor
     prompts: list[list[int]]
     replies: list[list[int]]
-    stop_ids: list[int]
     max_new_tokens: int
 
     def write(self, folder: Path) -> Path:
@@ -119,7 +121,6 @@ def record(
     model: PreTrainedModel,
     rows: Sequence[dict[str, Any]],
     answered: Sequence[tuple[list[int], list[int]]],
-    stop_ids: set[int],
     max_new_tokens: int,
 ) -> Record:
     """Take down what the trained model says on held-out rows and prompts.
@@ -138,7 +139,7 @@ def record(
         left -= len(here)
     prompts, replies = zip(*answered[:PROMPTS], strict=True)
     logits = supervised_logits(model, kept, positions)
-    return Record(kept, positions, logits, list(prompts), list(replies), sorted(stop_ids), max_new_tokens)
+    return Record(kept, positions, logits, list(prompts), list(replies), max_new_tokens)
 
 
 @torch.no_grad()
@@ -191,8 +192,7 @@ def compare(merged: Path, record: Record) -> dict[str, Any]:
     model = load_model(str(merged), "auto")
     tokenizer = AutoTokenizer.from_pretrained(merged)
     kl, max_kl = divergence(record.logits, supervised_logits(model, record.rows, record.positions))
-    declared = model.generation_config.eos_token_id  # what a server would halt at
-    stops = {declared} if isinstance(declared, int) else set(declared or [])
+    stops = set(declared_stops(model.generation_config))
     replies = generate(model, record.prompts, stops, tokenizer.pad_token_id, record.max_new_tokens, desc="proving")
     pairs = list(zip(record.prompts, record.replies, replies, strict=True))
     different = next(((p, a, b) for p, a, b in pairs if a != b), None)

@@ -69,7 +69,7 @@ def merge(name: str) -> dict[str, Any]:
     trained: Any = PeftModel.from_pretrained(base, str(run.adapter)).eval()
     prompts = [question.prompt_ids for question in prepared.questions[: export.PROMPTS]]
     answered = list(zip(prompts, _replies(trained, prepared, len(prompts)), strict=True))
-    said = export.record(trained, prepared.held_out.rows, answered, prepared.stop_ids, recipe.max_new_tokens)
+    said = export.record(trained, prepared.held_out.rows, answered, recipe.max_new_tokens)
     export.merge(recipe, run.adapter, prepared.stop_ids, run.merged)
     return export.prove(run.merged, said, run.folder / ".proof")
 
@@ -120,7 +120,6 @@ def _reply(model: Any, tokenizer: Any, resolved: Resolved, conversation: dict[st
     prompt = tokenizer.apply_chat_template(
         rendered["messages"], tools=rendered["tools"] or None, add_generation_prompt=True, return_dict=False, **recipe.template_kwargs
     )
-    declared = model.generation_config.eos_token_id
-    stops = {declared} if isinstance(declared, int) else set(declared)
+    stops = set(export.declared_stops(model.generation_config))
     ids = judging.generate(model, [prompt], stops, tokenizer.pad_token_id, recipe.max_new_tokens)[0]
     return hooks.parse(tokenizer.decode(ids[:-1] if ids[-1] in stops else ids))

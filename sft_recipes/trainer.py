@@ -125,7 +125,7 @@ class RecipeTrainer(SFTTrainer):
             stage: `before` or `after`, for the progress bar.
 
         Returns:
-            the scores, with `eval_loss` (nats per supervised token) among them, and the samples.
+            the scores, with `eval_loss` (nats, as transformers averages it: a mean of batch means) among them, and the samples.
         """
         questions, prepared = self.prepared.questions, self.prepared
         mine = evaluate.share(questions, self.accelerator.process_index, self.accelerator.num_processes)
@@ -147,7 +147,7 @@ class RecipeTrainer(SFTTrainer):
         if self.is_world_process_zero():
             prepared, model = self.prepared, self.accelerator.unwrap_model(self.model)
             answered = [(sample.question.prompt_ids, sample.reply_ids) for sample in learned]
-            said = export.record(model, prepared.held_out.rows, answered, prepared.stop_ids, prepared.recipe.max_new_tokens)
+            said = export.record(model, prepared.held_out.rows, answered, prepared.recipe.max_new_tokens)
             if prepared.recipe.adapter is None:
                 export.save(model, self.processing_class, prepared.stop_ids, self.run.merged)
             else:

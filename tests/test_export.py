@@ -35,7 +35,7 @@ def record_of(model):
     ids = torch.randint(10, 2000, (4, 30)).tolist()
     rows = [{"input_ids": row, "labels": [IGNORED] * 20 + row[20:]} for row in ids]
     replies = generate(model, PROMPTS, {STOP}, 0, 8)
-    return export.record(model, rows, list(zip(PROMPTS, replies, strict=True)), {STOP}, 8)
+    return export.record(model, rows, list(zip(PROMPTS, replies, strict=True)), 8)
 
 
 def test_merged_into_the_dequantised_base_is_the_trained_model(trained):

@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import math
-import random
 import time
 from pathlib import Path
 
@@ -141,7 +140,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=FOLDER)
     options = parser.parse_args()
-    random.seed(options.seed)
     started = time.monotonic()
     tokenizer = train_tokenizer(options.seed)
     model = build_model(options.seed)

@@ -27,16 +27,16 @@ class Words:
 
     Args:
         rng: the source of randomness; the same state gives the same values.
-        held_out: which half; `None` draws from both (only for text that is never scored).
+        held_out: which half.
     """
 
-    def __init__(self, rng: random.Random, held_out: bool | None = False):
+    def __init__(self, rng: random.Random, held_out: bool = False):
         self.rng, self.held_out = rng, held_out
 
     def _draw(self, make):
         while True:
             value = make()
-            if self.held_out is None or is_held_out(value) == self.held_out:
+            if is_held_out(value) == self.held_out:
                 return value
 
     def name(self) -> str:
