@@ -21,8 +21,13 @@ from .recipe import Recipe, RecipeError, load_recipe, unknown_name
 
 SCALES = ("auto", "full", "tiny")
 OWN_TYPES = {f.name: str(f.type) for f in dataclasses.fields(Recipe)}
-OWN_FIELDS = OWN_TYPES.keys() - {"config", "tiny"}
-DTYPES = ("bfloat16", "float16", "float32")
+OWN_FIELDS = OWN_TYPES.keys() - {"config", "ablation", "tiny"}
+CHOICES = {
+    "dtype": ("bfloat16", "float16", "float32"),
+    "mask": ("completion", "everything"),
+    "loss_per": ("token", "example"),
+    "bad_step": ("stop", "skip"),
+}
 
 
 @dataclass
@@ -85,7 +90,7 @@ def resolve(name: str, scale: str = "auto", **overrides: Any) -> Resolved:
     trainer_class: Any = load_recipe(name)
     if scale not in SCALES:
         raise RecipeError(unknown_name("scale", scale, SCALES))
-    asked, scale = scale, scale if scale != "auto" else "full" if torch.cuda.is_available() else "tiny"
+    asked, scale = scale, scale if scale != "auto" else "full" if torch.cuda.is_available() or not trainer_class.recipe.tiny else "tiny"
     remark = f"No CUDA device here, so {name} runs at tiny scale: an embedded model and data, all else is real."
     base: Recipe = trainer_class.recipe.at(scale)
     known = CONFIG_FIELDS | OWN_FIELDS
@@ -97,11 +102,24 @@ def resolve(name: str, scale: str = "auto", **overrides: Any) -> Resolved:
     if "data" in own and "held_out" not in own:
         own["held_out"] = Recipe.held_out  # a person's data are judged on a part of themselves
     recipe = dataclasses.replace(base, **own)
-    if recipe.dtype not in DTYPES:
-        raise RecipeError(unknown_name("dtype", str(recipe.dtype), DTYPES))
+    if faults := _faults(recipe):
+        raise RecipeError(*faults)
     name = name.replace("_", "-")
     config = _config(name, recipe, given)
     return Resolved(name, scale, trainer_class, recipe, config, overrides, remark if (asked, scale) == ("auto", "tiny") else "")
+
+
+def _faults(recipe: Recipe) -> list[str]:
+    """Values of the recipe's own fields that do not hold, alone or together."""
+    found = [unknown_name(key, str(getattr(recipe, key)), known) for key, known in CHOICES.items() if getattr(recipe, key) not in known]
+    if recipe.mask == "everything" and not recipe.from_scratch:
+        found.append("mask is 'everything': it would train a base to write its user's words; it is for models trained from scratch")
+    if recipe.from_scratch and (recipe.adapter is not None or recipe.quantization is not None):
+        found.append("from_scratch: a model without trained weights has nothing to adapt or quantise; leave adapter and quantization out")
+    ratio = recipe.loraplus_lr_ratio
+    if ratio is not None and (ratio <= 0 or recipe.adapter is None):
+        found.append(f"loraplus_lr_ratio is {ratio:g}: it takes an adapter, and a number above 0 (the paper's is 16)")
+    return found
 
 
 def _config(name: str, recipe: Recipe, given: dict[str, Any]) -> RecipeConfig:
@@ -155,7 +173,7 @@ def _own_typed(key: str, value: str) -> Any:
     """A text as the type of a field of `Recipe`; what is no number and no truth value stays text."""
     if key == "held_out" and value.isdigit():
         return int(value)
-    read = {"int": int, "float": float, "bool": string_to_bool}.get(OWN_TYPES[key], str)
+    read = {"int": int, "float": float, "bool": string_to_bool}.get(OWN_TYPES[key].removesuffix(" | None"), str)
     return read(value)
 
 

@@ -17,7 +17,7 @@ import difflib
 import importlib
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,18 @@ class Source:
         return ":".join(part for part in (self.path, self.name, self.split) if part) if self.name else self.path
 
 
+Rows = Callable[[], Iterable[dict]]  # data that a recipe makes itself: rows in any form, the same at every call
+Data = str | Source | Rows | tuple[str | Source | Rows, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A fine-tuning run as its author declares it. What upstream names already goes by its own name.
 
     Attributes:
         model: folder or Hub id of the base model.
-        data: training conversations: a path, a `Source`, or a tuple of them.
+        from_scratch: `model` is a folder with a `config.json` and a tokenizer, and its weights are drawn anew from the seed.
+        data: training conversations: a path, a `Source`, a function that makes rows, or a tuple of them.
         held_out: conversations for evaluation, likewise; or a number: that many are split off `data`, by content.
         adapter: a `peft.LoraConfig` (or another `PeftConfig`); `None` trains all weights.
         quantization: a `transformers.BitsAndBytesConfig` for the frozen base; `None` keeps it whole.
@@ -79,19 +84,27 @@ class Recipe:
         template_kwargs: passed to `apply_chat_template` in training, evaluation and serving alike.
         last_turn_only: learn only the last assistant message of each conversation; earlier ones are context.
         allow_control_tokens: let a message's text hold control tokens of the tokenizer; otherwise that is a fault of its row.
+        mask: what carries loss: `completion`, or `everything` to compare with, where a model is trained from scratch.
+        loss_per: `token`: every supervised token of a step counts alike; `example`: every conversation does, by its own mean.
+        loraplus_lr_ratio: LoRA+ (arXiv 2402.12354): the learning rate of LoRA's B is this many times that of A; `None` for LoRA.
+        bad_step: a step whose loss or gradient is not finite, or whose gradient explodes, will `stop` the run or is to `skip`.
         primary: the score that says whether the run worked; one of the names that `score` returns, or `eval_loss`.
         max_new_tokens: limit of a generated turn in evaluation, in tokens.
         max_kl: bound on the mean KL per supervised token, in nats, between trained and deployed model.
         config: fields of `RecipeConfig` (a `trl.SFTConfig`) by their own names.
-        tiny: fields of `Recipe` to replace at tiny scale; its `config` is laid over the one above.
+        ablation: runs that are compared: a name for each, and the fields of `Recipe` and `config` in which it differs; the
+            first is the recipe itself.
+        tiny: fields of `Recipe` to replace at tiny scale; its `config` is laid over the one above. Without any, the full
+            scale is small enough for every machine.
 
     Raises:
         RecipeError: `tiny` names a field that does not exist.
     """
 
     model: str
-    data: str | Source | tuple[str | Source, ...]
-    held_out: int | str | Source | tuple[str | Source, ...] = 200
+    from_scratch: bool = False
+    data: Data
+    held_out: int | Data = 200
     adapter: Any = None
     quantization: Any = None
     dtype: str = "bfloat16"
@@ -100,10 +113,15 @@ class Recipe:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     last_turn_only: bool = False
     allow_control_tokens: bool = False
+    mask: str = "completion"
+    loss_per: str = "token"
+    loraplus_lr_ratio: float | None = None
+    bad_step: str = "stop"
     primary: str = "eval_loss"
     max_new_tokens: int = 512
     max_kl: float = 1e-3
     config: Mapping[str, Any] = field(default_factory=dict)
+    ablation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tiny: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -119,9 +137,9 @@ class Recipe:
         return dataclasses.replace(self, **{**self.tiny, "config": {**self.config, **self.tiny.get("config", {})}})
 
 
-def sources(value: str | Source | tuple[str | Source, ...]) -> list[Source]:
+def sources(value: Data) -> list[Source | Rows]:
     """One or several sources in any of the forms that `Recipe.data` takes, as a list."""
-    several = (value,) if isinstance(value, (str, Source)) else value
+    several = value if isinstance(value, tuple) else (value,)
     return [Source(item) if isinstance(item, str) else item for item in several]
 
 

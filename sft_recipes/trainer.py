@@ -236,4 +236,4 @@ def build_trainer(
 
 def from_prepared(resolved: Resolved, prepared: Prepared) -> RecipeTrainer:
     """A trainer for a recipe that has been checked."""
-    return resolved.trainer_class(load_base(resolved.recipe, prepared.tokenizer), resolved, prepared)
+    return resolved.trainer_class(load_base(resolved.recipe, prepared.tokenizer, resolved.config.seed), resolved, prepared)

@@ -135,6 +135,7 @@ def test_the_front_door_is_frozen():
 def test_recipe_fields_are_frozen():
     assert list(sft_recipes.Recipe.__dataclass_fields__) == [
         "model",
+        "from_scratch",
         "data",
         "held_out",
         "adapter",
@@ -145,9 +146,14 @@ def test_recipe_fields_are_frozen():
         "template_kwargs",
         "last_turn_only",
         "allow_control_tokens",
+        "mask",
+        "loss_per",
+        "loraplus_lr_ratio",
+        "bad_step",
         "primary",
         "max_new_tokens",
         "max_kl",
         "config",
+        "ablation",
         "tiny",
     ]

@@ -16,18 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..recipe import RecipeError, Source, nearest
+from ..recipe import RecipeError, Rows, Source, nearest
 from .forms import Conversation, normalized
 
 NEXT = re.compile(r"[^\s,]")  # where an entry of a list begins, or the list ends
 SHOWN = 20  # faults printed before the rest are only counted
 
 
-def load(sources: Iterable[Source], convert: Callable[[dict], dict]) -> list[Conversation]:
+def load(sources: Iterable[Source | Rows], convert: Callable[[dict], dict]) -> list[Conversation]:
     """Read every source and convert every row.
 
     Args:
-        sources: files or datasets, read in order.
+        sources: files, datasets, or functions that make rows, read in order.
         convert: the recipe's `conversation` hook: a row as its source has it, to `{"messages", "tools"}`.
 
     Raises:
@@ -55,12 +55,20 @@ def raise_faults(faults: list[str]) -> None:
         raise RecipeError(*faults[:SHOWN], *more)
 
 
-def read(source: Source, faults: list[str]) -> Iterator[tuple[dict, str]]:
-    """A source's rows, each with where it stands (`file:line`, or `dataset:row`); faults are appended, not raised."""
-    if Path(source.path).suffix in (".jsonl", ".json"):
+def read(source: Source | Rows, faults: list[str]) -> Iterator[tuple[dict, str]]:
+    """A source's rows, each with where it stands (`file:line`, `dataset:row`, `function:row`); faults are appended, not raised."""
+    if not isinstance(source, Source):
+        yield from ((row, f"{_shown_name(source)}:{number}") for number, row in enumerate(source()))
+    elif Path(source.path).suffix in (".jsonl", ".json"):
         yield from _read_jsonl(Path(source.path), faults)
     else:
         yield from _read_dataset(source, faults)
+
+
+def _shown_name(rows: Rows) -> str:
+    """A function by its recipe's name and its own."""
+    made_by = rows.func if isinstance(rows, partial) else rows
+    return f"{made_by.__module__.rpartition('.')[2]}.{made_by.__name__}"
 
 
 def _read_jsonl(file: Path, faults: list[str]) -> Iterator[tuple[dict, str]]:

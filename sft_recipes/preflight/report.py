@@ -14,7 +14,7 @@ from ..config import Resolved
 from ..evaluate import judge
 from ..prepare import Part, Prepared, prepare
 from ..recipe import RecipeError
-from ..weights import count_parameters
+from ..weights import unweighted
 from . import advice, duplicates
 from .lengths import Batching, packed_padding, padding_warnings, percentiles
 
@@ -60,7 +60,7 @@ def check(
     report = Report(resolved)
     recipe, config = resolved.recipe, resolved.config
     try:
-        parameters = count_parameters(recipe.model)
+        parameters = sum(p.numel() for p in unweighted(recipe.model).parameters())
         report.counts["parameters"] = parameters
         report.faults += disk_faults(Path(str(config.output_dir)), parameters * torch.finfo(getattr(torch, recipe.dtype)).bits // 8)
     except RecipeError as error:

@@ -75,9 +75,7 @@ def load_model(path: str, dtype: str, quantization: Any = None) -> PreTrainedMod
         RecipeError: the model is not there or cannot be loaded.
     """
     try:
-        config = AutoConfig.from_pretrained(path, **SAFE)
-        architecture = getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM)
-        model = architecture.from_pretrained(
+        model = _architecture(path)[0].from_pretrained(
             path,
             dtype=dtype,
             quantization_config=quantization,
@@ -92,7 +90,7 @@ def load_model(path: str, dtype: str, quantization: Any = None) -> PreTrainedMod
     return model
 
 
-def load_base(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load_base(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, seed: int = 42) -> PreTrainedModel:
     """The base model, with a row in its embedding (and head) for every token that was added to its tokenizer.
 
     A table that has spare rows stays as it is. Rows that have to be made start as the mean of the others, so that a merge,
@@ -101,15 +99,24 @@ def load_base(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedM
     Args:
         recipe: names the model, its dtype and its quantisation.
         tokenizer: from `load_tokenizer`.
+        seed: of the weights of a model that is trained from scratch.
 
     Raises:
         RecipeError: the model is not there, cannot be loaded, or has a quantised table that cannot grow.
     """
-    model = load_model(recipe.model, recipe.dtype, recipe.quantization)
+    model = new_model(recipe, seed) if recipe.from_scratch else load_model(recipe.model, recipe.dtype, recipe.quantization)
     rows = max(_new_ids(recipe, tokenizer), default=-1) + 1
     if rows > model.get_input_embeddings().weight.shape[0]:
         embedding.grow(model, rows)
     return model
+
+
+def new_model(recipe: Recipe, seed: int) -> PreTrainedModel:
+    """A model of the recipe's configuration with weights drawn anew, on this process's device."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        architecture, config = _architecture(recipe.model)
+        return architecture._from_config(config, dtype=getattr(torch, recipe.dtype)).to(device())
 
 
 def _new_ids(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -173,16 +180,21 @@ def _not_there(path: str, error: Exception) -> str:
     return f"model '{path}' cannot be loaded{nearest(folder.name, beside)}: {reason}"
 
 
-def count_parameters(path: str) -> int:
-    """How many parameters a checkpoint's architecture has, without reading its weights.
+def unweighted(path: str) -> PreTrainedModel:
+    """The model without its weights, on the meta device: its modules, and parameters with shapes alone.
 
     Raises:
         RecipeError: the model is not there.
     """
     try:
-        config = AutoConfig.from_pretrained(path, **SAFE)
+        architecture, config = _architecture(path)
     except (OSError, ValueError) as error:
         raise RecipeError(_not_there(path, error)) from error
-    architecture = getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM)
     with torch.device("meta"):
-        return sum(p.numel() for p in architecture._from_config(config).parameters())
+        return architecture._from_config(config)
+
+
+def _architecture(path: str) -> tuple[Any, Any]:
+    """The class that a checkpoint names, and its configuration."""
+    config = AutoConfig.from_pretrained(path, **SAFE)
+    return getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM), config
