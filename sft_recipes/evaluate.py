@@ -26,7 +26,7 @@ class Question:
         message_index: which message of it is asked for.
         asked: what the message before it says.
         prompt_ids: the served context.
-        expected: the reference message, with `tools`, the schemas on offer.
+        expected: the reference message, with `tools`, the schemas on offer, and `asked`.
     """
 
     source: str

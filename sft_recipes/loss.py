@@ -1,7 +1,8 @@
-"""The loss over supervised tokens (promise 5), off CUDA.
+"""The loss over supervised tokens (promise 5): of each token, of a step, and an estimate over everything.
 
-There TRL's fused head scores every position and masks afterwards, five times the work where a fifth of the tokens carry
-loss. Here the language-model head is only shown the positions that do. The two are equal, and a test holds them to it.
+On CUDA TRL's fused head scores in tiles the positions that carry loss. Off CUDA it scores every position and masks
+afterwards, five times the work where a fifth of the tokens carry loss; there the language-model head is only shown the
+positions that count. The two are equal, and a test holds them to it.
 """
 
 from __future__ import annotations
@@ -16,56 +17,80 @@ from torch.nn.functional import cross_entropy
 
 from .rows import IGNORED
 
-TINIEST = 1e-8  # a batch without supervised tokens has loss 0, not 0/0
-OURS = ("labels", "loss_weights")  # of a batch, what the model is not shown
+OURS = ("labels", "loss_weights", "source")  # of a batch, what the model is not shown
+CONTEXT = 32  # positions of a micro-batch that carry no loss, of which the loss is logged
 
 
-def supervised_loss(model: nn.Module, head: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Summed negative log-likelihood of the supervised tokens, in nats, and how many there are; both weighted, where rows are.
+def supervised(inputs: dict[str, Any]) -> Tensor:
+    """Which predictions carry loss: bools `(batch, length - 1)`, after the causal shift of `labels`."""
+    return inputs["labels"][:, 1:] != IGNORED
+
+
+def loss_weights(inputs: dict[str, Any]) -> Tensor:
+    """How much each prediction counts: `(batch, length - 1)` in float32, 0 where nothing is learned, 1 where rows say nothing."""
+    if "loss_weights" in inputs:
+        return inputs["loss_weights"][:, 1:]
+    return supervised(inputs).float()
+
+
+def real(inputs: dict[str, Any]) -> Tensor:
+    """Which positions hold a token and not padding: bools `(batch, length)`."""
+    mask = inputs.get("attention_mask")
+    return torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+
+
+def context(inputs: dict[str, Any]) -> Tensor:
+    """Which predictions carry no loss though there is a token to predict, like `supervised`; none across packed documents."""
+    found = real(inputs)[:, 1:] & ~supervised(inputs)
+    return found & (inputs["position_ids"][:, 1:] != 0) if "position_ids" in inputs else found
+
+
+def spread(chosen: Tensor, count: int = CONTEXT) -> Tensor:
+    """At most `count` of the true positions of a mask, evenly spread over them; like the mask."""
+    at = chosen.flatten().nonzero().squeeze(1)
+    found = torch.zeros_like(chosen.flatten())
+    found[at[:: -(-len(at) // count) or 1]] = True
+    return found.view_as(chosen)
+
+
+def token_losses(
+    model: nn.Module, head: nn.Module, inputs: dict[str, Any], shown: Tensor, fused: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Negative log-likelihood of tokens, in nats: float32 `(batch, length - 1)`, 0 where not `shown`.
 
     Args:
-        model: called with everything in `inputs` but the labels; may be wrapped (PEFT, DDP).
+        model: called with what is its own of `inputs`; may be wrapped (PEFT, DDP).
         head: its language-model head, `get_output_embeddings()`.
-        inputs: a batch with `labels` of shape `(batch, length)`, -100 where nothing is learned, and perhaps `loss_weights`
-            of the same shape.
+        inputs: a batch with `input_ids` and `labels` of shape `(batch, length)`.
+        shown: bools `(batch, length - 1)`, the predictions to score.
+        fused: through TRL's head, which was put on the model.
 
     Returns:
-        two scalars: the sum over all rows, and the number of supervised tokens, or the sum of their weights.
+        the losses; and the load-balancing loss of the routers, a scalar, where a model of experts was asked for it.
     """
-    labels = inputs["labels"][:, 1:]
-    supervised = labels != IGNORED
-    with _shown_only(head, supervised):
-        logits = model(**{key: value for key, value in inputs.items() if key not in OURS}, use_cache=False).logits
-    losses = cross_entropy(logits[0].float(), labels[supervised], reduction="none")
-    if "loss_weights" not in inputs:
-        return losses.sum(), supervised.sum()
-    weights = inputs["loss_weights"][:, 1:][supervised]
-    return (losses * weights).sum(), weights.sum()
+    known = {key: value for key, value in inputs.items() if key not in OURS}
+    targets = torch.where(supervised(inputs), inputs["labels"][:, 1:], inputs["input_ids"][:, 1:])
+    if fused:
+        labels = nn.functional.pad(torch.where(shown, targets, IGNORED), (1, 0), value=IGNORED)
+        output = model(**known, labels=labels, use_cache=False, fused_lm_head=True)
+        return -output.log_probs, output.aux_loss
+    with _shown_only(head, shown):
+        output = model(**known, use_cache=False)
+    losses = cross_entropy(output.logits[0].float(), targets[shown], reduction="none")
+    # `masked_scatter` keeps a micro-batch in which nothing is shown connected to the model: its gradient is zero
+    losses = torch.zeros(shown.shape, device=losses.device).masked_scatter(shown, losses)
+    return losses, getattr(output, "aux_loss", None)
 
 
 @contextmanager
-def _shown_only(head: nn.Module, supervised: Tensor) -> Iterator[None]:
-    """Within the block the head sees `(1, supervised tokens, width)` instead of `(batch, length, width)`."""
+def _shown_only(head: nn.Module, shown: Tensor) -> Iterator[None]:
+    """Within the block the head sees `(1, shown positions, width)` instead of `(batch, length, width)`."""
 
     def choose(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][:, :-1][supervised][None],)
+        return (args[0][:, :-1][shown][None],)
 
     handle = head.register_forward_pre_hook(choose)
     try:
         yield
     finally:
         handle.remove()
-
-
-def per_device_mean(total: Tensor, here: Tensor, everywhere: Tensor | int | None, processes: int) -> Tensor:
-    """The share of one micro-batch in the mean over all supervised tokens of the optimiser step.
-
-    Args:
-        total: summed loss of this micro-batch.
-        here: its supervised tokens, or their weight.
-        everywhere: that of the whole step, over accumulation and devices; `None` in evaluation.
-        processes: how many devices DDP will average the gradient over, which this undoes.
-    """
-    if everywhere is None:
-        return total / here.clamp(min=TINIEST)
-    return total * processes / torch.as_tensor(everywhere, device=total.device).clamp(min=TINIEST)

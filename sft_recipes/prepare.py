@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from .data.reading import Conversation
 from .evaluate import Question
 from .recipe import Recipe, RecipeError, SupervisionError, sources
 from .rows import Supervision, build_rows
-from .turns import Supervisor, Turn, learned, stop_ids
+from .turns import Supervisor, Turn, stop_ids
+from .turns import learned as learned_messages
 from .turns.dataset import supervise_all
 from .turns.turn import collector_paused
 from .weights import load_tokenizer
@@ -89,7 +90,11 @@ def prepare(
     tokenizer = _or_faults(faults, load_tokenizer, recipe)
     conversations = _or_faults(faults, _conversations, trainer_class, recipe, train_dataset, eval_dataset)
     data.raise_faults(faults)
-    parts = [_part(_spread(c, sample), len(c), trainer_class, recipe, tokenizer, max_length, faults) for c in conversations]
+    judged = replace(recipe, mask="completion", loss_per="token")  # held-out rows are the same whatever carries loss in training
+    parts = [
+        _part(_spread(c, sample), len(c), trainer_class, learned, tokenizer, max_length, faults)
+        for c, learned in zip(conversations, (recipe, judged), strict=True)
+    ]
     if not faults:
         faults += [f"no {name} conversation is left" for name, p in zip(("training", "held-out"), parts, strict=True) if not p.rows]
     data.raise_faults(faults)
@@ -153,14 +158,14 @@ def _part(
             faults += [f"{source}, {fault}" for fault in turns.faults]
     learned_turns = [turns for turns in found if isinstance(turns, list)]
     supervised = zip([c["source"] for c in conversations], learned_turns, strict=not faults)
-    return Part(read, conversations, learned_turns, *build_rows(supervised, max_length))
+    return Part(read, conversations, learned_turns, *build_rows(supervised, max_length, recipe.mask, recipe.loss_per))
 
 
 def _questions(part: Part, last_only: bool) -> Iterable[Question]:
     """Every learned turn, with the original message it came from: the n-th learned one on either side of `render`."""
     for conversation, turns in zip(part.conversations, part.turns, strict=True):
         messages = conversation["messages"]
-        for index, turn in zip(learned(messages, last_only), turns, strict=True):
-            expected = {**messages[index], "tools": conversation["tools"]}
+        for index, turn in zip(learned_messages(messages, last_only), turns, strict=True):
             asked = str(messages[index - 1].get("content", "")) if index else ""
+            expected = {**messages[index], "tools": conversation["tools"], "asked": asked}
             yield Question(conversation["source"], index, asked, turn.prompt_ids, expected)

@@ -50,11 +50,15 @@ class Path(NamedTuple):
 
     def weights(self) -> list[float]:
         """A loss weight for each token; 0 where nothing is learned."""
-        found = [0.0] * len(self.labels)
+        found = [float(label != IGNORED) for label in self.labels]
         for turn in self.turns:
             start = len(turn.prompt_ids)
             found[start : start + len(turn.completion_ids)] = [turn.weight] * len(turn.completion_ids)
         return found
+
+    def unmasked(self) -> Path:
+        """The same tokens, of which every one that has a predecessor is learned, all alike."""
+        return Path(self.input_ids, [IGNORED, *self.input_ids[1:]], [])
 
 
 def paths(turns: Sequence[Turn]) -> list[Path]:
@@ -75,21 +79,25 @@ def paths(turns: Sequence[Turn]) -> list[Path]:
     return found
 
 
-def build_rows(supervised: Iterable[tuple[str, Sequence[Turn]]], max_length: int | None) -> tuple[list[dict[str, Any]], Supervision]:
+def build_rows(
+    supervised: Iterable[tuple[str, Sequence[Turn]]], max_length: int | None, mask: str = "completion", loss_per: str = "token"
+) -> tuple[list[dict[str, Any]], Supervision]:
     """Rows for training, and the account of them.
 
     Args:
         supervised: each conversation's `file:line` and turns.
         max_length: conversations with a longer row (in tokens) are dropped whole and listed; `None` keeps all.
+        mask: `everything` labels the context as well.
+        loss_per: `example` gives every conversation the same weight, spread over its supervised tokens.
 
     Returns:
-        rows `{"input_ids", "labels", "source"}`, with `loss_weights` (one float a token) where any turn of the dataset has a
-        weight other than 1; and the `Supervision`.
+        rows `{"input_ids", "labels", "source"}`, with `loss_weights` (one float a token) where the tokens of the dataset do not
+        all count alike; and the `Supervision`.
     """
-    kept: list[tuple[str, Path]] = []
+    kept: list[tuple[str, list[Path]]] = []
     account = Supervision()
     for source, turns in supervised:
-        sequences = paths(turns)
+        sequences = [path.unmasked() if mask == "everything" else path for path in paths(turns)]
         longest = max((len(path.input_ids) for path in sequences), default=0)
         account.conversations += 1
         if not turns:
@@ -101,13 +109,23 @@ def build_rows(supervised: Iterable[tuple[str, Sequence[Turn]]], max_length: int
         account.turns += len(turns)
         account.rows += len(sequences)
         account.tokens += sum(len(path.input_ids) for path in sequences)
-        account.supervised_tokens += sum(len(turn.completion_ids) for turn in turns)
-        kept += [(source, path) for path in sequences]
-    rows: list[dict[str, Any]] = [{"input_ids": path.input_ids, "labels": path.labels, "source": source} for source, path in kept]
-    if any(turn.weight != 1 for _, path in kept for turn in path.turns):
-        for row, (_, path) in zip(rows, kept, strict=True):
-            row["loss_weights"] = path.weights()
+        account.supervised_tokens += sum(len(path.labels) - path.labels.count(IGNORED) for path in sequences)
+        kept.append((source, sequences))
+    rows: list[dict[str, Any]] = [
+        {"input_ids": path.input_ids, "labels": path.labels, "source": source} for source, sequences in kept for path in sequences
+    ]
+    if loss_per == "example" or any(turn.weight != 1 for _, sequences in kept for path in sequences for turn in path.turns):
+        weights = [found for _, sequences in kept for found in _loss_weights(sequences, loss_per)]
+        for row, found in zip(rows, weights, strict=True):
+            row["loss_weights"] = found
     return rows, account
+
+
+def _loss_weights(sequences: Sequence[Path], loss_per: str) -> list[list[float]]:
+    """The weights of a conversation's rows: as its messages have them, or scaled so that they sum to 1."""
+    found = [path.weights() for path in sequences]
+    total = sum(map(sum, found)) if loss_per == "example" else 1.0
+    return [[weight / total for weight in row] for row in found] if total not in (0.0, 1.0) else found
 
 
 def dataset(rows: Sequence[dict[str, Any]]) -> Dataset:

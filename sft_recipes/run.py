@@ -3,6 +3,7 @@
 recipe.json      everything resolved: recipe, configuration, versions, hashes of the data
 metrics.json     scores before and after, the merge proof, the account of the supervision
 samples.jsonl    every generation, before and after
+history.jsonl    everything logged during training, step by step
 checkpoints/     the trainer's own
 adapter/         the trained adapter, as PEFT loads it
 merged/          the deployable folder

@@ -1,29 +1,27 @@
-"""`RecipeTrainer`, TRL's `SFTTrainer` held to this project's promises, and `build_trainer`. The only room that knows TRL."""
+"""`RecipeTrainer`, TRL's `SFTTrainer` held to this project's promises, and `build_trainer`: from rows to a proven folder."""
 
 from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-from trl import SFTTrainer
-
-from . import evaluate, export, tracking
+from . import evaluate as judging
+from . import export, tracking
 from .config import RecipeConfig as RecipeConfig
 from .config import Resolved, resolve
-from .loss import per_device_mean, supervised_loss
 from .preflight import check
 from .prepare import Prepared
 from .recipe import Recipe, RecipeError
 from .rows import dataset
 from .run import Run, describe
+from .step import StepTrainer
 from .weights import adapter, load_base, settle
 
 
-class RecipeTrainer(SFTTrainer):
+class RecipeTrainer(StepTrainer):
     """An `SFTTrainer` whose rows, labels, evaluation and export come from a recipe.
 
     A recipe subclasses it once and sets `recipe`. Its hooks, all optional and all static:
@@ -65,6 +63,7 @@ class RecipeTrainer(SFTTrainer):
         args.output_dir = str(self.run.checkpoints)
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # our rows are whole; TRL would cut them
         super().__init__(
+            prepared.recipe,
             model=model,
             args=args,
             train_dataset=dataset(prepared.train.rows),
@@ -73,7 +72,7 @@ class RecipeTrainer(SFTTrainer):
             peft_config=adapter(prepared.recipe, prepared.tokenizer, model),
         )
         settle(self.model)
-        self.data_collator: Any = _with_weights(self.data_collator)
+        self._samples: list[judging.Sample] = []
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Evaluate, train, evaluate, merge and prove; everything lands in the run folder, scores in `self.metrics`.
@@ -92,9 +91,9 @@ class RecipeTrainer(SFTTrainer):
             self.run.write("recipe.json", describe(self.resolved, self.prepared))
         self.accelerator.wait_for_everyone()
         with tracking.started(self):
-            before, samples = self.judge("before")
+            before, samples = self.judge()
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-            after, learned = self.judge("after")
+            after, learned = self.judge()
             merge = self._deploy(learned)
         self.metrics = {
             "primary": self.prepared.recipe.primary,
@@ -104,6 +103,7 @@ class RecipeTrainer(SFTTrainer):
             "supervision": {p: getattr(self.prepared, p).supervision.as_dict() for p in ("train", "held_out")},
             "stop_tokens": self.processing_class.convert_ids_to_tokens(sorted(self.prepared.stop_ids)),
             "train": output.metrics,
+            "steps": {"skipped": self.guard.skipped, "unmoved": self.unmoved},
         }
         if self.is_world_process_zero():
             self._write([("before", samples), ("after", learned)])
@@ -111,55 +111,44 @@ class RecipeTrainer(SFTTrainer):
         self._refuse_another_model(merge)
         return output._replace(metrics={**output.metrics, **{f"after_{name}": value for name, value in after.items()}})
 
-    def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Mean negative log-likelihood over the supervised tokens of the whole optimiser step; see `loss`."""
-        if return_outputs or (self.accelerator.device.type == "cuda" and "loss_weights" not in inputs):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        total, here = supervised_loss(model, head, inputs)
-        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return per_device_mean(total, here, num_items_in_batch, processes)
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """With the loss over the recipe's held-out rows go the scores of what the model generates, on all processes together."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._judging:
+            self._samples = self._generated()
+            scores = judging.scores(self._samples)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
+        return output
 
-    def prediction_step(self, model: Any, inputs: dict, *args: Any, **kwargs: Any) -> Any:
-        """One batch of an evaluation: weights scale what is learned, `eval_loss` counts every supervised token alike."""
-        return super().prediction_step(model, {k: v for k, v in inputs.items() if k != "loss_weights"}, *args, **kwargs)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        self._signature_columns: Any = [*dict.fromkeys([*self._signature_columns, "loss_weights"])]
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> Any:
-        """What the loss of a step is divided by: its supervised tokens, or, in weighted rows, the sum of their weights."""
-        counted = super()._get_num_items_in_batch(batch_samples, device)
-        if counted is None or "loss_weights" not in batch_samples[0]:
-            return counted
-        total = torch.stack([batch["loss_weights"][:, 1:].sum() for batch in batch_samples]).sum().to(device)
-        return self.accelerator.gather(total).sum() if self.args.average_tokens_across_devices else total
-
-    def judge(self, stage: str) -> tuple[dict[str, float], list[evaluate.Sample]]:
-        """Generate every held-out turn and score it, on all processes together.
-
-        Args:
-            stage: `before` or `after`, for the progress bar.
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss and scores on the held-out conversations; on another dataset the loss alone.
 
         Returns:
-            the scores, with `eval_loss` (nats, as transformers averages it: a mean of batch means) among them, and the samples.
+            `eval_loss`, the mean over all supervised tokens in nats, and `eval_<score>` for each score of the recipe.
         """
+        self._judging = eval_dataset is None
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def judge(self) -> tuple[dict[str, float], list[judging.Sample]]:
+        """The scores on the held-out conversations, with `eval_loss` among them, and the samples they come from."""
+        loss = self.evaluate()["eval_loss"]
+        return {**judging.scores(self._samples), "eval_loss": loss}, self._samples
+
+    def _generated(self) -> list[judging.Sample]:
+        """Every held-out turn as the model says it, on every process, in the order of the questions."""
         questions, prepared = self.prepared.questions, self.prepared
-        mine = evaluate.share(questions, self.accelerator.process_index, self.accelerator.num_processes)
-        replies = evaluate.generate(
+        mine = judging.share(questions, self.accelerator.process_index, self.accelerator.num_processes)
+        replies = judging.generate(
             self.accelerator.unwrap_model(self.model),
             [question.prompt_ids for question in mine],
             prepared.stop_ids,
             self.processing_class.pad_token_id,
             prepared.recipe.max_new_tokens,
-            desc=f"generating {stage}",
         )
-        own = evaluate.judge(mine, replies, self.processing_class, prepared.stop_ids, self.parse, self.score)
-        samples = evaluate.gathered(own, questions)
-        return {**evaluate.scores(samples), "eval_loss": self.evaluate()["eval_loss"]}, samples
+        own = judging.judge(mine, replies, self.processing_class, prepared.stop_ids, self.parse, self.score)
+        return judging.gathered(own, questions)
 
-    def _deploy(self, learned: list[evaluate.Sample]) -> dict[str, Any]:
+    def _deploy(self, learned: list[judging.Sample]) -> dict[str, Any]:
         """Save, merge and prove on the first process."""
         proof: dict[str, Any] = {}
         if self.is_world_process_zero():
@@ -175,10 +164,11 @@ class RecipeTrainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
         return proof
 
-    def _write(self, stages: list[tuple[str, list[evaluate.Sample]]]) -> None:
+    def _write(self, stages: list[tuple[str, list[judging.Sample]]]) -> None:
         self.run.write("metrics.json", self.metrics)
         lines = ({"stage": stage, **s.as_dict(self.processing_class)} for stage, samples in stages for s in samples)
         self.run.write_lines("samples.jsonl", lines)
+        self.run.write_lines("history.jsonl", self.state.log_history)
 
     def _refuse_another_model(self, merge: dict[str, Any]) -> None:
         bound = self.prepared.recipe.max_kl
@@ -188,20 +178,6 @@ class RecipeTrainer(SFTTrainer):
                 f"{self.run.merged}: not the model that was trained: KL {merge['kl']:.2e} per supervised token, the bound is "
                 f"{bound:.0e}. The adapter is kept in {self.run.adapter}, the merged folder renamed to merged.refused"
             )
-
-
-def _with_weights(collate: Callable[[list[dict]], dict[str, Any]]) -> Callable[[list[dict]], dict[str, Any]]:
-    """TRL's collator pads ids and labels on the right; the same for `loss_weights`, where rows have them."""
-
-    def padded(examples: list[dict]) -> dict[str, Any]:
-        batch = collate(examples)
-        if "loss_weights" in examples[0]:
-            batch["loss_weights"] = torch.zeros(batch["labels"].shape)
-            for row, example in zip(batch["loss_weights"], examples, strict=True):
-                row[: len(example["loss_weights"])] = torch.tensor(example["loss_weights"])
-        return batch
-
-    return padded
 
 
 def build_trainer(

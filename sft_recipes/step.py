@@ -1,0 +1,243 @@
+"""`StepTrainer`: TRL's `SFTTrainer` whose optimiser steps are what the recipe declares (promises 5 and 6)."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import DistributedType
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTTrainer
+
+from .guards import SHOWN, FirstSteps, Guard, blame
+from .loss import context, loss_weights, real, spread, supervised, token_losses
+from .optim.groups import parameter_groups
+from .optim.neftune import Neftune
+from .optim.schedule import schedule
+from .recipe import Recipe, RecipeError
+from .tally import Tally
+
+
+class StepTrainer(SFTTrainer):
+    """An `SFTTrainer` with an exact loss, declared parameter groups, schedule and noise, and a guard on every step.
+
+    Its rows have, beside TRL's columns, a `source` (the conversation) and perhaps `loss_weights`.
+
+    Args:
+        recipe: resolved.
+        **kwargs: as `trl.SFTTrainer` takes them.
+    """
+
+    loss_is_scaled_for_ga = True  # by the weight of the whole step, for every model class
+    neftune_noise_alpha: Any
+    optimizer_cls_and_kwargs: Any
+    lr_scheduler: Any
+
+    def __init__(self, recipe: Recipe, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.guard = Guard(recipe.bad_step)
+        self.unmoved: dict[str, str] = {}
+        self.add_callback(FirstSteps(self.accelerator, self._name_unmoved))
+        self._recipe = recipe
+        self.data_collator: Any = partial(_collated, self.data_collator)
+        self._noise = Neftune(self.model, self.neftune_noise_alpha)
+        self.neftune_noise_alpha = None  # or upstream adds its own
+        self._tally, self._evaluated = Tally(), Tally()
+        self._batches: list[dict[str, Any]] = []
+        self._step_loss: Any = 0.0
+        self._step_weight: Any = 1.0
+
+    # The loss
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns: Any = [*dict.fromkeys([*self._signature_columns, "source", "loss_weights"])]
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> Tensor | None:
+        """What the loss of a step is divided by: the supervised tokens of all its batches and processes, or their weight.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        if not batch_samples:
+            return None
+        self._batches, self._step_loss = batch_samples, 0.0
+        mine = torch.stack([loss_weights(batch).sum() for batch in batch_samples]).sum().to(device)
+        self._step_weight = self.accelerator.reduce(mine, "sum") / self._copies
+        if not self._step_weight > 0:
+            rows = ", ".join(gather_object(self._sources()))
+            raise RecipeError(f"step {self.state.global_step + 1}: no token of its batch carries loss: {rows}")
+        self._tally.add(steps=1 / self.accelerator.num_processes, examples=len(set(self._sources())))
+        for batch in batch_samples:
+            self._tally.add(positions=batch["input_ids"].numel(), tokens=real(batch), supervised=supervised(batch))
+        return self._step_weight
+
+    def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """This micro-batch's share in the mean negative log-likelihood over the supervised tokens of the whole step, in nats."""
+        unlearned = context(inputs)
+        sample = spread(unlearned)
+        with self._noise.during(inputs):
+            losses, balance = self._token_losses(model, inputs, sample)
+        self._tally.add(loss=losses * supervised(inputs), unlearned=unlearned, sample=sample, sample_loss=losses * sample)
+        everywhere = loss_weights(inputs).sum() * self._replicas if num_items_in_batch is None else num_items_in_batch
+        loss = (losses * loss_weights(inputs)).sum() * self._replicas / everywhere
+        if balance is not None:  # a mean per micro-batch, as TRL has it
+            loss = loss + self.router_aux_loss_coef * balance / self.current_gradient_accumulation_steps
+        self._step_loss = self._step_loss + loss.detach()
+        return loss
+
+    def _token_losses(self, model: Any, inputs: dict, others: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The loss of each supervised token, and of some others."""
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        shown = supervised(inputs) if others is None else supervised(inputs) | others
+        asked = {**inputs, "output_router_logits": True} if self.aux_loss_enabled else inputs
+        return token_losses(model, head, asked, shown, fused=self.accelerator.device.type == "cuda")
+
+    @property
+    def _copies(self) -> int:
+        """How many processes have the same batch (tensor, context and sequence parallelism)."""
+        return self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
+
+    @property
+    def _replicas(self) -> int:
+        """Over how many processes the gradient is averaged, which the loss undoes."""
+        return self.accelerator.num_processes // self._copies
+
+    # Evaluation
+
+    def prediction_step(self, model: Any, inputs: dict, *args: Any, **kwargs: Any) -> Any:
+        """One batch of an evaluation: every supervised token counts alike, and a row that pads the last batch not at all."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            losses = self._token_losses(model, inputs)[0]
+        each = torch.stack([losses.sum(1), supervised(inputs).sum(1)], dim=1)
+        each = self.accelerator.gather_for_metrics(each)
+        self._evaluated.add(loss=each[:, 0], tokens=each[:, 1])
+        return (each[:, 0].sum() / each[:, 1].sum()).detach(), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """transformers', with `eval_loss` the mean over all supervised tokens, in nats, whatever the batches."""
+        self._evaluated = Tally()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        sums = self._evaluated.taken(lambda everywhere: everywhere, self.accelerator.device)  # gathered already
+        output.metrics[f"{metric_key_prefix}_loss"] = sums["loss"] / sums["tokens"]
+        return output
+
+    # The optimiser
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW, or what `optim` names, with decay on matrices only; see `optim.groups`. Optimisers that sort parameters
+        themselves (Muon, GaLore) do so here too."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            kind, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
+            if not is_optimizer_factory(kind):
+                groups = parameter_groups(model, self.args.weight_decay, self.args.learning_rate, self._recipe.loraplus_lr_ratio)
+                self.optimizer_cls_and_kwargs = kind, {"params": groups, **options}
+        return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Linear warm-up, then cosine to the floor; see `optim.schedule`. Another `lr_scheduler_type` is upstream's."""
+        if self.lr_scheduler is not None or self.args.lr_scheduler_type != "cosine_with_min_lr":
+            return super().create_scheduler(num_training_steps, optimizer)
+        declared: Any = self.args.lr_scheduler_kwargs or {}
+        floor = declared.get("min_lr_rate", declared.get("min_lr", 0.0) / self.args.learning_rate)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        self.lr_scheduler = schedule(optimizer or self.optimizer, warmup, num_training_steps, floor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # Watching
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With a step's loss go the loss over everything, what it was made of, and what was padding."""
+        if "loss" in logs:
+            logs.update(self._made_of())
+        super().log(logs, start_time)
+
+    def _made_of(self) -> dict[str, float]:
+        """Means over the steps since the last log, all processes together."""
+        sums = self._tally.taken(lambda mine: self.accelerator.reduce(mine, "sum"), self.accelerator.device)
+        if not sums.get("steps"):
+            return {}
+        rest = sums["unlearned"] * sums["sample_loss"] / sums["sample"] if sums["sample"] else 0.0
+        return {
+            "loss_all": (sums["loss"] + rest) / (sums["supervised"] + sums["unlearned"]),
+            "supervised_tokens_per_step": sums["supervised"] / sums["steps"],
+            "examples_per_step": sums["examples"] / sums["steps"],
+            "padding_share": 1 - sums["tokens"] / sums["positions"],
+        }
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm of a step's gradient; the step is judged by it before it is taken."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        loss = float(self.accelerator.reduce(torch.as_tensor(self._step_loss, device=self.accelerator.device), "mean"))
+        rescaled = self.accelerator.scaler is not None and math.isfinite(loss)  # in float16 it finds its scale by trying
+        fault = None if norm is None or (rescaled and not math.isfinite(norm)) else self.guard.fault(loss, float(norm))
+        if fault:
+            line = self.guard.refuse(self.state.global_step + 1, fault, self._culprits(), self._kept())
+            self._warn(f"skipped {line}")
+            model.zero_grad()  # the optimiser leaves a tensor without gradient as it is
+        self._batches = []
+        return norm
+
+    def _culprits(self) -> list[str]:
+        """The conversations of the step, worst first, of all processes."""
+        if self.accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+            model = self.accelerator.unwrap_model(self.model)
+            found = blame(model, self._batches, lambda row: self._share(model, row))
+        else:  # weights in parts: no process can look at a row alone
+            found = [(0.0, source) for source in self._sources()]
+        return [text for _, text in sorted(gather_object(found), reverse=True)]
+
+    def _share(self, model: Any, inputs: dict) -> Tensor:
+        with self.compute_loss_context_manager():
+            return (self._token_losses(model, inputs)[0] * loss_weights(inputs)).sum() / self._step_weight
+
+    def _kept(self) -> str:
+        saved = get_last_checkpoint(self.args.output_dir) if Path(str(self.args.output_dir)).is_dir() else None
+        return f"the last good checkpoint is {saved}, continue from it with --resume" if saved else "no checkpoint has been saved yet"
+
+    def _sources(self) -> list[str]:
+        """The conversations of this process's part of the step."""
+        return [source for batch in self._batches for source in batch["source"]]
+
+    def _name_unmoved(self, names: dict[str, str], trainable: int) -> None:
+        """Say which tensors do not learn.
+
+        Raises:
+            RecipeError: none does.
+        """
+        self.unmoved = names
+        if not names:
+            return
+        listed = [f"{name} {what}" for name, what in names.items()]
+        more = f"; and {len(listed) - SHOWN} more, listed in metrics.json" if len(listed) > SHOWN else ""
+        text = f"{len(names)} of {trainable} trainable tensors stand still after the first steps: {'; '.join(listed[:SHOWN])}{more}"
+        if len(names) == trainable:
+            raise RecipeError(text)
+        self._warn(text)
+
+    def _warn(self, text: str) -> None:
+        if self.is_world_process_zero():
+            print(f"warning: {text}", file=sys.stderr)
+
+
+def _collated(collate: Callable[[list[dict]], dict[str, Any]], examples: list[dict]) -> dict[str, Any]:
+    """TRL's batch of ids and labels, padded on the right or all in one row; with the sources, and the weights laid out alike."""
+    batch = {**collate(examples), "source": [example["source"] for example in examples]}
+    if "loss_weights" in examples[0]:
+        weights = [torch.tensor(example["loss_weights"]) for example in examples]
+        rows = weights if len(batch["labels"]) == len(examples) else [torch.cat(weights)]
+        batch["loss_weights"] = torch.zeros(batch["labels"].shape)
+        for row, found in zip(batch["loss_weights"], rows, strict=True):
+            row[: len(found)] = found
+    return batch

@@ -1,0 +1,175 @@
+"""One optimiser step over the same sixteen conversations, however they are laid out; as a program, on several processes."""
+
+import sys
+import tempfile
+from itertools import pairwise
+
+import torch
+from accelerate.utils import gather_object
+from conftest import make_small_gemma, tokenizer_with
+from peft import LoraConfig
+from transformers import Gemma4Config, Gemma4ForConditionalGeneration, LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+from sft_recipes import Recipe, RecipeConfig, RecipeError, supervise
+from sft_recipes.rows import build_rows, dataset
+from sft_recipes.step import StepTrainer
+
+SIZE = dict(vocab_size=2048, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+
+
+def make_small_llama():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZE, initializer_range=0.2, tie_word_embeddings=False)).eval()
+
+
+def make_small_gemma4():
+    """A class with `accepts_loss_kwargs=False`, in which upstream averages means of micro-batches."""
+    torch.manual_seed(0)
+    text = dict(head_dim=16, global_head_dim=16, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
+    text |= dict(hidden_size_per_layer_input=0, num_kv_shared_layers=0, initializer_range=0.2)
+    config = Gemma4Config(text_config={**SIZE, **text}, vision_config=None, audio_config=None)
+    return Gemma4ForConditionalGeneration(config).eval()
+
+
+WORDS = [" " + chr(ord("A") + i) * 2 for i in range(16)]  # each conversation has tokens that no other has
+
+
+def lora():
+    return LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj)", init_lora_weights=False, task_type="CAUSAL_LM")
+
+
+KINDS = {
+    "lora-gemma3": (make_small_gemma, lora),
+    "full-llama": (make_small_llama, lambda: None),
+    "full-gemma4": (make_small_gemma4, lambda: None),
+}
+
+
+def talks(count=16):
+    """Conversations whose answers are from one to dozens of tokens long, so that a mean of means would show."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"Say {i}." + " Please." * (i % 3) + WORDS[i]},
+                {"role": "assistant", "content": f"{i} " * (1 + i * i % 23), "weight": (1.0, 0.5, 2.0)[i % 3]},
+            ]
+        }
+        for i in range(count)
+    ]
+
+
+def rows(tokenizer, weighted=False, **options):
+    """Rows of those conversations, with their sources."""
+    supervised = []
+    for i, talk in enumerate(talks()):
+        if not weighted:
+            del talk["messages"][1]["weight"]
+        supervised.append((f"talks.jsonl:{i + 1}", supervise(talk["messages"], tokenizer)))
+    return build_rows(supervised, None, **options)[0]
+
+
+class Gradients(TrainerCallback):
+    """Takes down the gradients of each step before it is taken."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+
+class Noise:
+    """Measures the noise on the embeddings of every forward pass: for each document its largest part of what is declared.
+
+    Args:
+        trainer: its model's first layer is watched from now on.
+        alpha: the declared one.
+    """
+
+    def __init__(self, trainer, alpha):
+        self.shares, self.alpha = [], alpha
+        self.embedding = trainer.model.get_input_embeddings()
+        self.embedding.register_forward_pre_hook(self.read)
+        trainer.model.get_decoder().layers[0].register_forward_pre_hook(self.measure, with_kwargs=True)
+
+    def read(self, module, args):
+        self.ids = args[0]
+
+    def measure(self, module, args, kwargs):
+        if not module.training:
+            return
+        table, d = self.embedding.weight, self.embedding.weight.shape[1]
+        clean = self.embedding.forward(self.ids).detach()
+        scale = (clean.flatten() @ table[self.ids].flatten()) / (table[self.ids].flatten() @ table[self.ids].flatten())
+        noise = ((kwargs.get("hidden_states", args[0] if args else None) - clean) / scale).detach().abs().amax(-1)
+        for row, ids in zip(noise, self.ids, strict=True):
+            begins = [*(ids == 2).nonzero().flatten().tolist(), len(ids)]  # every document begins with <bos>
+            for start, end in pairwise(begins):
+                length = int((ids[start:end] != 0).sum())
+                self.shares.append(row[start : start + length].max().item() / (self.alpha / (length * d) ** 0.5))
+                assert not row[start + length : end].any()  # padding
+
+
+def trainer_of(kind, folder, found=None, recipe=None, callbacks=(), **config):
+    """A `StepTrainer` of a small model, everything in float32 and nothing clipped unless said otherwise."""
+    make, peft_config = KINDS[kind]
+    tokenizer = tokenizer_with("gemma3")
+    quiet = dict(report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True, bf16=False, gradient_checkpointing=False)
+    steady = dict(max_steps=1, logging_steps=1, max_grad_norm=0.0, learning_rate=1e-2, train_sampling_strategy="random")
+    args = RecipeConfig(output_dir=str(folder), dataset_kwargs={"skip_prepare_dataset": True}, **{**quiet, **steady, **config})
+    data = dataset(found or rows(tokenizer))
+    return StepTrainer(
+        recipe or Recipe(model="none", data="none"),
+        model=make(),
+        args=args,
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokenizer,
+        peft_config=peft_config(),
+        callbacks=list(callbacks),
+    )
+
+
+def plant(trainer, row, value):
+    """Fill the embedding of a token that only one row has."""
+    ids = trainer.train_dataset["input_ids"]
+    others = {token for i, found in enumerate(ids) if i != row for token in found}
+    token = next(token for token in ids[row] if token not in others)
+    with torch.no_grad():
+        trainer.model.get_input_embeddings().weight[token] = value
+
+
+def one_step(kind, folder, found=None, recipe=None, **config):
+    """The logged values and the gradients of one step.
+
+    Returns:
+        what the trainer logged, the gradient of each trained tensor, and the trainer.
+    """
+    gradients = Gradients()
+    trainer = trainer_of(kind, folder, found, recipe, [gradients], **config)
+    trainer.train()
+    return trainer.state.log_history[0], gradients.steps[0], trainer
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    results = {}
+    for kind in KINDS:
+        with tempfile.TemporaryDirectory() as folder:
+            logs, gradients, trainer = one_step(kind, folder, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+            alone = trainer_of(kind, folder, found=rows(trainer.processing_class)[:13], per_device_eval_batch_size=3)
+            results[kind] = {"logs": logs, "gradients": gradients, "eval_loss": alone.evaluate()["eval_loss"]}
+            results[kind]["processes"] = trainer.accelerator.num_processes
+            noisy = trainer_of(kind, folder, neftune_noise_alpha=5.0, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+            noise = Noise(noisy, 5.0)
+            noisy.train()
+            results[kind]["noise"] = gather_object(noise.shares)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of("full-llama", folder, max_steps=4, per_device_train_batch_size=2)
+        plant(trainer, 6, float("nan"))
+        try:
+            trainer.train()
+        except RecipeError as error:
+            results["planted"] = gather_object([str(error)])
+    if trainer.is_world_process_zero():
+        torch.save(results, sys.argv[1])
