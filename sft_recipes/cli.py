@@ -117,21 +117,38 @@ def train(
     scale: Scale = "auto",
     resume: Annotated[bool, typer.Option(help="Continue from the run's newest checkpoint.")] = False,
 ) -> None:
-    """Check, train, evaluate before and after, merge, prove."""
-    from . import preflight, screen
+    """Check, train, evaluate before and after, merge, prove; every arm of an ablation, and compare them."""
+    from . import ablation, preflight, screen
     from .config import resolve
-    from .run import summary
 
     resolved = resolve(recipe, scale, **fields(context))
     screen.print_start(resolved)
-    report = preflight.check(resolved)
-    screen.print_report(report)
-    if report.faults or report.prepared is None:
+    arms = ablation.arms(resolved)
+    pending, reports = ablation.pending(arms, resume), {}
+    for name in pending:
+        screen.print_arm(name, list(arms))
+        reports[name] = preflight.check(arms[name])
+        screen.print_report(reports[name])
+    if any(report.faults or report.prepared is None for report in reports.values()):
         raise typer.Exit(1)
+    for name, resuming in pending.items():
+        screen.print_arm(name, list(arms))
+        _train(arms[name], reports.pop(name).prepared, resuming)
+    if len(arms) > 1 and resolved.config.process_index == 0:
+        screen.print_ablation(ablation.compared(arms))
+
+
+def _train(resolved: Any, prepared: Any, resuming: bool) -> None:
+    """One run; TRL seeds all random generators when the trainer is made, so that none has an effect on the next."""
+    import gc
+
+    from . import screen
+    from .run import summary
     from .trainer import from_prepared
 
-    trainer = from_prepared(resolved, report.prepared)
-    trainer.train(resume_from_checkpoint=resume or None)
+    gc.collect()  # a trainer is a ring of references: the one before would keep its model until much later
+    trainer = from_prepared(resolved, prepared)
+    trainer.train(resume_from_checkpoint=resuming or None)
     if trainer.is_world_process_zero():
         screen.print_summary(summary(trainer.run))
 
@@ -171,12 +188,19 @@ def chat(
 @app.command()
 @one_line_errors
 def report(run: RunName, as_json: AsJson = False) -> None:
-    """The summary of a finished run."""
+    """The summary of a finished run, and the comparison of its arms where it has been an ablation."""
     from . import run as runs
     from . import screen
 
-    found = runs.summary(runs.find(run))
-    print(json.dumps(found)) if as_json else screen.print_summary(found)
+    opened = runs.find(run)
+    found = runs.summary(opened)
+    compared = opened.read("ablation.json") if (opened.folder / "ablation.json").is_file() else None
+    if as_json:
+        print(json.dumps({**found, "ablation": compared} if compared else found))
+        return
+    screen.print_summary(found)
+    if compared:
+        screen.print_ablation(compared)
 
 
 @app.command(context_settings=FIELDS)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import sys
 import warnings
 from argparse import ArgumentTypeError
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,20 +29,21 @@ CHOICES = {
     "loss_per": ("token", "example"),
     "bad_step": ("stop", "skip"),
 }
+FOLDER = re.compile(r"[^\s._/\\][^/\\\n]*")  # what an arm may be called
+RUN_FILES = {"adapter", "ablation", "checkpoints", "history", "merged", "metrics", "recipe", "report", "samples", "wandb"}
 
 
 @dataclass
 class RecipeConfig(SFTConfig):
     """TRL's `SFTConfig` with this project's defaults; every field is upstream's and means what it means there.
 
-    AdamW with betas (0.9, 0.95) and decay 0.1; cosine to a tenth of the peak; no NaN hidden from the logged loss; rows of
-    similar length share a batch; one checkpoint an epoch, two kept; wandb.
+    AdamW with betas (0.9, 0.95) and decay 0.1, on matrices only; a warm-up that begins above 0, then cosine to a tenth of the
+    peak; no NaN hidden from the logged loss; rows of similar length share a batch; one checkpoint an epoch, two kept; wandb.
     """
 
     adam_beta2: float = 0.95
     weight_decay: float = 0.1
     lr_scheduler_type: str = "cosine_with_min_lr"
-    lr_scheduler_kwargs: dict | str | None = field(default_factory=lambda: {"min_lr_rate": 0.1})
     logging_nan_inf_filter: bool = False
     train_sampling_strategy: str = "group_by_length"
     save_strategy: str = "epoch"
@@ -62,7 +64,7 @@ class Resolved:
         trainer_class: the recipe's `RecipeTrainer` subclass, for its hooks.
         recipe: at its scale, with the overrides applied.
         config: likewise.
-        overrides: what the person changed.
+        overrides: what the person changed, with the `arm` they chose: `resolve(name, scale, **overrides)` gives this again.
         remark: one sentence where `auto` chose the tiny scale, else empty.
     """
 
@@ -75,16 +77,17 @@ class Resolved:
     remark: str = ""
 
 
-def resolve(name: str, scale: str = "auto", **overrides: Any) -> Resolved:
+def resolve(name: str, scale: str = "auto", arm: str = "", **overrides: Any) -> Resolved:
     """Find a recipe, choose its scale, apply what the person changed.
 
     Args:
         name: the recipe, as `sft-recipes list` prints it.
         scale: `full`, `tiny`, or `auto`: full where a CUDA device is present.
+        arm: one of the recipe's ablation; it differs from the recipe in its own fields, and lives in a folder inside the recipe's run.
         **overrides: any field of `Recipe` or `RecipeConfig` by its own name; texts are read as the field's type.
 
     Raises:
-        RecipeError: an unknown recipe, scale or field, or values that do not fit; all of them together.
+        RecipeError: an unknown recipe, scale, arm or field, or values that do not fit; all of them together.
     """
     hush()
     trainer_class: Any = load_recipe(name)
@@ -94,7 +97,9 @@ def resolve(name: str, scale: str = "auto", **overrides: Any) -> Resolved:
     remark = f"No CUDA device here, so {name} runs at tiny scale: an embedded model and data, all else is real."
     base: Recipe = trainer_class.recipe.at(scale)
     known = CONFIG_FIELDS | OWN_FIELDS
-    faults = [unknown_name("field", key, known) for key in {**base.config, **overrides} if key not in known]
+    faults = _ablation_faults(name, base, arm)
+    base = _differing(base, arm)
+    faults += [unknown_name("field", key, known) for key in {**base.config, **overrides} if key not in known]
     given = {key: _typed(key, value, faults) for key, value in overrides.items()} if not faults else {}
     if faults:
         raise RecipeError(*faults)
@@ -105,8 +110,30 @@ def resolve(name: str, scale: str = "auto", **overrides: Any) -> Resolved:
     if faults := _faults(recipe):
         raise RecipeError(*faults)
     name = name.replace("_", "-")
-    config = _config(name, recipe, given)
-    return Resolved(name, scale, trainer_class, recipe, config, overrides, remark if (asked, scale) == ("auto", "tiny") else "")
+    config = _config(name, recipe, given, arm if arm in list(base.ablation)[1:] else "")
+    changed = {"arm": arm, **overrides} if arm else overrides
+    return Resolved(name, scale, trainer_class, recipe, config, changed, remark if (asked, scale) == ("auto", "tiny") else "")
+
+
+def _ablation_faults(name: str, recipe: Recipe, arm: str) -> list[str]:
+    """What does not hold in the names and fields of a recipe's arms, and an arm that it does not have."""
+    found = [unknown_name("arm", arm, recipe.ablation)] if arm and arm not in recipe.ablation else []
+    for i, (other, differs) in enumerate(recipe.ablation.items()):
+        where, known = f"recipe '{name}', arm '{other}'", CONFIG_FIELDS | OWN_FIELDS
+        found += [f"{where}: {unknown_name('field', key, known)}" for key in differs if key not in known]
+        if not FOLDER.fullmatch(other) or other.partition(".")[0] in RUN_FILES:
+            found.append(f"{where}: its run is a folder of that name inside the recipe's, where it cannot be; choose another name")
+        if i == 0 and differs:
+            found.append(f"{where}: the first arm is the recipe itself and differs in nothing; put an empty one in front")
+    return found
+
+
+def _differing(recipe: Recipe, arm: str) -> Recipe:
+    """The recipe with an arm's fields laid over its own and over its `config`."""
+    differs = recipe.ablation.get(arm, {})
+    own = {key: value for key, value in differs.items() if key in OWN_FIELDS}
+    config = {key: value for key, value in differs.items() if key in CONFIG_FIELDS}
+    return dataclasses.replace(recipe, **own, config={**recipe.config, **config})
 
 
 def _faults(recipe: Recipe) -> list[str]:
@@ -122,7 +149,7 @@ def _faults(recipe: Recipe) -> list[str]:
     return found
 
 
-def _config(name: str, recipe: Recipe, given: dict[str, Any]) -> RecipeConfig:
+def _config(name: str, recipe: Recipe, given: dict[str, Any], arm: str) -> RecipeConfig:
     gpu = torch.cuda.is_available()
     terminal = sys.stderr.isatty()
     machine = dict(
@@ -134,17 +161,31 @@ def _config(name: str, recipe: Recipe, given: dict[str, Any]) -> RecipeConfig:
     )
     place = dict(output_dir=f"runs/{name}", run_name=name)
     wanted = {**machine, **place, **recipe.config, **{k: v for k, v in given.items() if k in CONFIG_FIELDS}}
+    if arm:
+        wanted |= {key: f"{wanted[key]}/{arm}" for key in place}
     try:
         config = RecipeConfig(**wanted)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"the configuration does not hold: {error}") from error
     faults = [f"{key} is {getattr(config, key)}, it must be above 0" for key in _POSITIVE if not _positive(getattr(config, key))]
+    faults += [f"{key} is {getattr(config, key)}: {why}" for key, (value, why) in _FIXED.items() if getattr(config, key) != value]
     if faults:
         raise RecipeError(*faults)
     return config
 
 
 _POSITIVE = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "max_length")
+
+
+_THE_LOSS = "the loss here is the mean negative log-likelihood over the supervised tokens of a step, on all devices together; leave it"
+# Fields of upstream that would change what is promised, and would be read by nothing here
+_FIXED = {
+    "loss_type": ("nll", _THE_LOSS),
+    "label_smoothing_factor": (0.0, _THE_LOSS),
+    "average_tokens_across_devices": (True, _THE_LOSS),
+    "dataloader_drop_last": (False, "the rows of the last batch would not be trained, or not be judged"),
+    "packing": (False, "rows are not packed yet; padding_free puts each batch in one row"),
+}
 
 
 def _positive(value: float | None) -> bool:

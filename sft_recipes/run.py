@@ -43,7 +43,7 @@ class Run:
 
     def write(self, name: str, content: Any) -> None:
         """Write one JSON file, whole or not at all."""
-        self._replace(name, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+        self._replace(name, json.dumps(content, indent=2, ensure_ascii=False, default=_plain) + "\n")
 
     def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Write one JSON object a line, whole or not at all."""
@@ -77,6 +77,12 @@ class Run:
         while (target := self.folder.with_name(f"{self.folder.name}.{number}")).exists():
             number += 1
         return self.folder.rename(target)
+
+
+def _plain(value: Any) -> str:
+    """What JSON has no word for, as text; a function by its name, which is the same in every process."""
+    value = getattr(value, "func", value)
+    return f"{value.__module__}.{value.__qualname__}" if callable(value) else str(value)
 
 
 def find(name: str) -> Run:

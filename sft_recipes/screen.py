@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Column, Table
 from rich.text import Text
 
+from .ablation import Comparison, over_steps, parts
 from .config import Resolved
 from .preflight import PARTS, Report
 from .prepare import Prepared
@@ -33,6 +35,8 @@ def print_report(report: Report) -> None:
     if "duplicates" in report.counts:
         out.print(_account(report.counts))
         out.print(_lengths(report.counts))
+        if "optimizer" in report.counts:
+            out.print(_groups(report.counts["optimizer"]))
     for line in _sampled(report):
         out.print(Text(line, "yellow"), soft_wrap=True)
     for warning in report.warnings:
@@ -71,6 +75,33 @@ def _lengths(counts: dict[str, Any]) -> Table:
             found = counts[part][kind]
             table.add_row(f"{name}, {part.replace('_', '-')}", *(f"{found[point]:,}" for point in points if found))
     return table
+
+
+def _groups(groups: list[dict[str, Any]]) -> Table:
+    """The groups of the optimiser: which weights decay, and which learn faster."""
+    right = (Column(name, justify="right") for name in ("tensors", "parameters"))
+    table = Table(Column("optimizer", style=CONTEXT), *right, "of", box=None, pad_edge=False)
+    for group in groups:
+        decay, faster = group["weight_decay"], group["learning_rate_multiple"]
+        label = (f"decay {decay:g}" if decay else "no decay") + (f", rate x{faster:g}" if faster != 1 else "")
+        table.add_row(label, f"{group['tensors']:,}", f"{group['parameters']:,}", _modules(group["names"]))
+    return table
+
+
+def _modules(names: dict[str, int]) -> str:
+    """Folded names as a person reads them: `lora_A, lora_B of q_proj, v_proj`, each module once, without its place."""
+    found: dict[str, dict[str, None]] = {}
+    for name in names:
+        parts = ["model", *(part for part in name.split(".") if part != "*")]
+        if parts[-1] == "weight" and parts[-2].startswith(("lora_", "modules_to_save")):
+            del parts[-1]
+        found.setdefault(parts[-2], {})[parts[-1]] = None
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for module, leaves in found.items():
+        alike.setdefault(tuple(leaves), []).append(module)
+    weights = [", ".join(modules) for leaves, modules in alike.items() if leaves == ("weight",)]
+    others = [f"{', '.join(leaves)} of {', '.join(modules)}" for leaves, modules in alike.items() if leaves != ("weight",)]
+    return "; ".join(weights + others)
 
 
 def _sampled(report: Report) -> list[str]:
@@ -126,6 +157,29 @@ def _number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def print_arm(name: str, arms: Sequence[str]) -> None:
+    """The heading of what follows, where an ablation has several arms."""
+    if len(arms) > 1:
+        out.print(Text(f"\narm {list(arms).index(name) + 1} of {len(arms)}: {name}", "bold"), soft_wrap=True)
+
+
+def print_ablation(found: Comparison) -> None:
+    """The arms side by side: the primary score over the steps, and its sub-scores after training, where it has any."""
+    primary = found["primary"].removeprefix("eval_")
+    out.print(Text(f"\n{primary} on held-out data, while training", "bold"), _side_by_side("step", found, over_steps(found)), sep="\n")
+    if divided := parts(found):
+        out.print(Text(f"\n{primary} on held-out data, after training", "bold"), _side_by_side("", found, divided), sep="\n")
+
+
+def _side_by_side(key: str, found: Comparison, rows: Sequence[tuple[int | str, list[float | None]]]) -> Table:
+    columns = (Column(Text(name), justify="right", overflow="fold", min_width=5) for name in found["arms"])
+    table = Table(Column(key, style=CONTEXT, justify="right"), *columns, box=None, pad_edge=False)
+    for name, values in rows:
+        shown = f"{name:,}" if isinstance(name, int) else name
+        table.add_row(Text(shown), *("-" if value is None else _number(value) for value in values))
+    return table
 
 
 def print_summary(summary: dict[str, Any]) -> None:

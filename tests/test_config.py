@@ -15,7 +15,7 @@ def faults(**overrides):
 def test_the_declared_optimisation():
     config = resolve("gemma-tools", "full").config
     assert (config.adam_beta1, config.adam_beta2, config.weight_decay, config.max_grad_norm) == (0.9, 0.95, 0.1, 1.0)
-    assert (config.learning_rate, config.warmup_steps, config.lr_scheduler_kwargs) == (2e-4, 0.03, {"min_lr_rate": 0.1})
+    assert (config.learning_rate, config.warmup_steps, config.lr_scheduler_type) == (2e-4, 0.03, "cosine_with_min_lr")
     assert config.logging_nan_inf_filter is False
 
 
@@ -81,3 +81,29 @@ def test_truth_values_of_ours_are_read_as_such():
 
 def test_an_unknown_dtype_is_one_line():
     assert faults(dtype="bfloat") == ["unknown dtype 'bfloat', did you mean 'bfloat16'?"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("loss_type", "dft", "loss_type is dft: the loss here is the mean"),
+        ("label_smoothing_factor", "0.1", "label_smoothing_factor is 0.1: the loss here is the mean"),
+        ("average_tokens_across_devices", "false", "average_tokens_across_devices is False: the loss here is the mean"),
+        ("dataloader_drop_last", "true", "dataloader_drop_last is True: the rows of the last batch would not be trained"),
+        ("packing", "true", "packing is True: rows are not packed yet"),
+        ("mask", "everything", "mask is 'everything': it would train a base to write its user's words"),
+        ("mask", "complete", "unknown mask 'complete', did you mean 'completion'?"),
+        ("loss_per", "tokens", "unknown loss_per 'tokens', did you mean 'token'?"),
+        ("bad_step", "skipp", "unknown bad_step 'skipp', did you mean 'skip'?"),
+        ("loraplus_lr_ratio", "-1", "loraplus_lr_ratio is -1: it takes an adapter, and a number above 0"),
+        ("from_scratch", "true", "from_scratch: a model without trained weights has nothing to adapt or quantise"),
+    ],
+)
+def test_what_would_break_a_promise_is_refused(field, value, told):
+    """None of these would be read by anything, or all of them would be read wrongly: better one line now."""
+    (fault,) = faults(**{field: value})
+    assert fault.startswith(told)
+
+
+def test_lora_plus_is_read_as_a_number():
+    assert resolve("gemma-tools", "tiny", loraplus_lr_ratio="16").recipe.loraplus_lr_ratio == 16.0

@@ -161,6 +161,7 @@ def test_usual_rates(parameters, adapter, rate):
 
 def settings(**changes):
     usual = dict(learning_rate=2e-4, optim="adamw_torch", num_train_epochs=3, max_steps=-1, max_grad_norm=1.0)
+    usual |= dict(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs=None, get_warmup_steps=lambda steps: 30)
     return SimpleNamespace(**{**usual, **changes})
 
 
@@ -271,6 +272,14 @@ def test_a_conversation_without_anything_to_learn_is_named(jsonl, chats):
     assert found["counts"]["train"]["unsupervised"] == ["data.jsonl:11"] and found["faults"] == []
     assert found["warnings"][0].startswith("1 of 11 train conversations teach nothing") and found["warnings"][0].endswith("data.jsonl:11")
     assert "nothing to learn" in run("check", "gemma-tools", "--scale", "tiny", *words).stdout
+
+
+@pytest.mark.parametrize(("kind", "told"), [("linear", True), ("cosine", True), ("constant", False), ("cosine_with_min_lr", False)])
+def test_a_warm_up_that_begins_at_zero_is_named(kind, told):
+    """The border: which of upstream's schedules do so is asked of them."""
+    config = resolve("gemma-tools", scale="tiny", lr_scheduler_type=kind).config
+    line = f"the first step changes nothing: the warm-up of lr_scheduler_type {kind} begins at 0"
+    assert any(found.startswith(line) for found in advice.warnings(resolve("gemma-tools").recipe, config, 1000)) is told
 
 
 def test_resolved_tiny_recipe_gets_no_advice():

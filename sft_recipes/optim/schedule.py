@@ -12,8 +12,10 @@ from functools import partial
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+FLOOR = 0.1  # of the peak
 
-def warmup_then_cosine(step: int, warmup_steps: int, total_steps: int, floor: float = 0.1) -> float:
+
+def warmup_then_cosine(step: int, warmup_steps: int, total_steps: int, floor: float = FLOOR) -> float:
     """The learning rate of one optimiser step, as a multiple of the peak.
 
     Args:
@@ -30,7 +32,7 @@ def warmup_then_cosine(step: int, warmup_steps: int, total_steps: int, floor: fl
     return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def schedule(optimizer: Optimizer, warmup_steps: int, total_steps: int, floor: float = 0.1) -> LambdaLR:
+def schedule(optimizer: Optimizer, warmup_steps: int, total_steps: int, floor: float = FLOOR) -> LambdaLR:
     """That curve for an optimiser; the learning rate of each of its groups is the group's peak.
 
     Its `state_dict` holds how far it is, not the curve: a resumed run gives the same steps again, or others.

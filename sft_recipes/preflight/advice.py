@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import get_scheduler
 
 from ..recipe import Recipe
 
@@ -26,7 +28,7 @@ def warnings(recipe: Recipe, config: Any, parameters: int | None) -> list[str]:
         recipe, config: resolved; the recipe's adapter tells LoRA from full fine-tuning.
         parameters: the base model's; `None` where unknown, and nothing is said about the learning rate.
     """
-    return [*_rate(recipe, config, parameters), *_epochs(config), *_clipping(config)]
+    return [*_rate(recipe, config, parameters), *_first_step(config), *_epochs(config), *_clipping(config)]
 
 
 def usual_rates(adapter: Any, parameters: int) -> tuple[float, float, float] | None:
@@ -64,6 +66,22 @@ def _epochs(config: Any) -> list[str]:
         return []
     text = f"num_train_epochs is {config.num_train_epochs:g}; usual is 1 to {EPOCHS}, beyond which a model learns its data by heart"
     return [f"{text}: --num_train_epochs {EPOCHS}"]
+
+
+def _first_step(config: Any) -> list[str]:
+    """Upstream's warm-ups begin at 0."""
+    kind, warmup = config.lr_scheduler_type, config.get_warmup_steps(1000)
+    if kind == "cosine_with_min_lr" or not warmup:
+        return []  # that one is ours
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    try:
+        first = get_scheduler(kind, optimizer, warmup, 1000, config.lr_scheduler_kwargs).get_last_lr()[0]
+    except (TypeError, ValueError):
+        return []  # one that wants more than that
+    if first:
+        return []
+    text = f"the first step changes nothing: the warm-up of lr_scheduler_type {kind.value} begins at 0"
+    return [f"{text}; without that field the rate begins above it, and falls as a cosine"]
 
 
 def _clipping(config: Any) -> list[str]:

@@ -12,9 +12,11 @@ import torch
 
 from ..config import Resolved
 from ..evaluate import judge
+from ..optim.groups import account, parameter_groups
 from ..prepare import Part, Prepared, prepare
 from ..recipe import RecipeError
 from ..weights import unweighted
+from ..weights.skeleton import adapted
 from . import advice, duplicates
 from .lengths import Batching, packed_padding, padding_warnings, percentiles
 
@@ -60,9 +62,11 @@ def check(
     report = Report(resolved)
     recipe, config = resolved.recipe, resolved.config
     try:
-        parameters = sum(p.numel() for p in unweighted(recipe.model).parameters())
+        model = unweighted(recipe.model)
+        parameters = sum(p.numel() for p in model.parameters())
         report.counts["parameters"] = parameters
         report.faults += disk_faults(Path(str(config.output_dir)), parameters * torch.finfo(getattr(torch, recipe.dtype)).bits // 8)
+        _trained(report, model)
     except RecipeError as error:
         report.faults += error.faults
     report.warnings += advice.warnings(recipe, config, report.counts.get("parameters"))
@@ -73,6 +77,25 @@ def check(
         return report
     _look_at(report, report.prepared)
     return report
+
+
+def _trained(report: Report, model: Any) -> None:
+    """The groups of the optimiser; a warning where an adapter cannot be made without weights, which is no fault of the recipe's.
+
+    Raises:
+        RecipeError: the adapter fits nothing, or has nothing that LoRA+ could speed up.
+    """
+    recipe, config = report.resolved.recipe, report.resolved.config
+    try:
+        model = adapted(model, recipe)
+        groups = parameter_groups(model, config.weight_decay, config.learning_rate, recipe.loraplus_lr_ratio)
+    except (RecipeError, ValueError) as error:
+        raise RecipeError(*str(error).splitlines()) from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        report.warnings.append(f"what is trained can be listed only with the weights ({reason})")
+        return
+    report.counts["optimizer"] = account(model, groups, config.learning_rate)
 
 
 def _look_at(report: Report, prepared: Prepared) -> None:
