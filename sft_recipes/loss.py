@@ -45,6 +45,16 @@ def context(inputs: dict[str, Any]) -> Tensor:
     return found & (inputs["position_ids"][:, 1:] != 0) if "position_ids" in inputs else found
 
 
+def per_conversation(values: Tensor, inputs: dict[str, Any]) -> Tensor:
+    """Sums of `(batch, length - 1)` values over each of the batch's conversations, `(conversations,)`, packed in rows or not."""
+    count = len(inputs["source"])
+    if count == len(values):
+        return values.sum(1)
+    begins = inputs["position_ids"] == 0  # also each token that fills up a packed row, in which nothing counts
+    conversation = (begins.flatten().cumsum(0) - 1).clamp(max=count - 1).view_as(begins)[:, 1:]
+    return values.new_zeros(count).scatter_add(0, conversation.flatten(), values.flatten())
+
+
 def spread(chosen: Tensor, count: int = CONTEXT) -> Tensor:
     """At most `count` of the true positions of a mask, evenly spread over them; like the mask."""
     at = chosen.flatten().nonzero().squeeze(1)

@@ -18,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 
 from .guards import SHOWN, FirstSteps, Guard, blame
-from .loss import context, loss_weights, real, spread, supervised, token_losses
+from .loss import context, loss_weights, per_conversation, real, spread, supervised, token_losses
 from .optim.groups import parameter_groups
 from .optim.neftune import Neftune
 from .optim.schedule import FLOOR, schedule
@@ -92,7 +92,7 @@ class StepTrainer(SFTTrainer):
         if balance is not None:  # a mean per micro-batch, as TRL has it
             loss = loss + self.router_aux_loss_coef * balance / self.current_gradient_accumulation_steps
         self._step_loss = self._step_loss + loss.detach()
-        return loss
+        return (loss, None) if return_outputs else loss
 
     def _token_losses(self, model: Any, inputs: dict, others: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The loss of each supervised token, and of some others."""
@@ -114,11 +114,11 @@ class StepTrainer(SFTTrainer):
     # Evaluation
 
     def prediction_step(self, model: Any, inputs: dict, *args: Any, **kwargs: Any) -> Any:
-        """One batch of an evaluation: every supervised token counts alike, and a row that pads the last batch not at all."""
+        """One batch of an evaluation: every supervised token counts alike, and a row that fills up the last batch not at all."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             losses = self._token_losses(model, inputs)[0]
-        each = torch.stack([losses.sum(1), supervised(inputs).sum(1)], dim=1)
+        each = torch.stack([per_conversation(values, inputs) for values in (losses, supervised(inputs).float())], dim=1)
         each = self.accelerator.gather_for_metrics(each)
         self._evaluated.add(loss=each[:, 0], tokens=each[:, 1])
         return (each[:, 0].sum() / each[:, 1].sum()).detach(), None, None
@@ -236,7 +236,7 @@ class StepTrainer(SFTTrainer):
 
 def _collated(collate: Callable[[list[dict]], dict[str, Any]], examples: list[dict]) -> dict[str, Any]:
     """TRL's batch of ids and labels, padded on the right or all in one row; with the sources, and the weights laid out alike."""
-    batch = {**collate(examples), "source": [example["source"] for example in examples]}
+    batch = {**collate(examples), "source": [example.get("source", "a row without source") for example in examples]}
     if "loss_weights" in examples[0]:
         weights = [torch.tensor(example["loss_weights"]) for example in examples]
         rows = weights if len(batch["labels"]) == len(examples) else [torch.cat(weights)]

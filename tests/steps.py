@@ -157,8 +157,10 @@ if __name__ == "__main__":
     for kind in KINDS:
         with tempfile.TemporaryDirectory() as folder:
             logs, gradients, trainer = one_step(kind, folder, per_device_train_batch_size=4, gradient_accumulation_steps=2)
-            alone = trainer_of(kind, folder, found=rows(trainer.processing_class)[:13], per_device_eval_batch_size=3)
-            results[kind] = {"logs": logs, "gradients": gradients, "eval_loss": alone.evaluate()["eval_loss"]}
+            results[kind] = {"logs": logs, "gradients": gradients, "eval_loss": []}
+            for layout in ({}, dict(padding_free=True, max_length=None)):
+                alone = trainer_of(kind, folder, found=rows(trainer.processing_class)[:13], per_device_eval_batch_size=3, **layout)
+                results[kind]["eval_loss"].append(alone.evaluate()["eval_loss"])
             results[kind]["processes"] = trainer.accelerator.num_processes
             noisy = trainer_of(kind, folder, neftune_noise_alpha=5.0, per_device_train_batch_size=4, gradient_accumulation_steps=2)
             noise = Noise(noisy, 5.0)

@@ -51,9 +51,7 @@ def test_a_planted_exploding_row_is_named(tmp_path):
     """A row that looks up an embedding next to zero, which the norm after it blows up: its gradient is thousands of times the others'."""
     trainer = trainer_of("full-llama", tmp_path, **ONE_BY_ONE)
     plant_exploding(trainer)
-    with pytest.raises(
-        RecipeError, match=r"step 13: the gradient norm is [\d.e+]+, the largest of the 12 .* first: talks.jsonl:13 "
-    ):
+    with pytest.raises(RecipeError, match=r"step 13: the gradient norm is [\d.e+]+, the largest of the 12 .* first: talks.jsonl:13 "):
         trainer.train()
 
 

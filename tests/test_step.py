@@ -69,9 +69,9 @@ def test_a_step_is_the_same_on_two_processes(whole, on_two_processes, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_eval_loss_is_the_same_on_two_processes_though_the_last_batch_is_filled_up(on_two_processes, kind, tmp_path):
-    """Thirteen rows in batches of three on two processes: five are seen twice by them, and counted once."""
+    """Thirteen rows in batches of three on two processes, padded and packed: five are seen twice by them, and counted once."""
     trainer = trainer_of(kind, tmp_path, found=rows_of_thirteen(), per_device_eval_batch_size=13)
-    assert on_two_processes[kind]["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-6)
+    assert on_two_processes[kind]["eval_loss"] == pytest.approx([trainer.evaluate()["eval_loss"]] * 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["lora-gemma3", "full-llama"])
@@ -158,10 +158,10 @@ def test_upstream_gives_another_gradient_to_a_class_without_loss_kwargs(tokenize
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_eval_loss_is_the_mean_over_tokens_whatever_the_batch(kind, tmp_path):
-    layouts = [dict(per_device_eval_batch_size=size) for size in (1, 3, 8)]
-    layouts.append(dict(per_device_eval_batch_size=16, padding_free=True, max_length=None))
-    found = [trainer_of(kind, tmp_path, **layout).evaluate()["eval_loss"] for layout in layouts]
-    assert found == pytest.approx([found[0]] * 4, rel=1e-5)
+    packed = dict(padding_free=True, max_length=None)
+    layouts = [dict(per_device_eval_batch_size=size, **more) for size, more in ((1, {}), (3, {}), (8, {}), (3, packed), (13, packed))]
+    found = [trainer_of(kind, tmp_path, rows_of_thirteen(), **layout).evaluate()["eval_loss"] for layout in layouts]
+    assert found == pytest.approx([found[0]] * 5, rel=1e-5)
 
 
 def test_eval_loss_equals_the_slow_mean(tokenizer, tmp_path):
