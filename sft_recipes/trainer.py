@@ -14,6 +14,7 @@ from .config import RecipeConfig as RecipeConfig
 from .config import Resolved, resolve
 from .preflight import check
 from .prepare import Prepared
+from .progress import told_in_lines
 from .recipe import Recipe, RecipeError
 from .rows import dataset
 from .run import Run, describe
@@ -72,6 +73,7 @@ class RecipeTrainer(StepTrainer):
             peft_config=adapter(prepared.recipe, prepared.tokenizer, model),
         )
         settle(self.model)
+        told_in_lines(self)
         self._samples: list[judging.Sample] = []
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:

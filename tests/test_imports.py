@@ -22,6 +22,7 @@ MAY = {
     "recipe": set(),
     "scores": set(),
     "tracking": set(),
+    "progress": set(),
     "data": {"recipe"},
     "turns": {"recipe"},
     "rows": {"turns"},
