@@ -226,7 +226,7 @@ def hush() -> None:
     """
     constants.HF_HUB_DISABLE_TELEMETRY = True
     transformers.logging.set_verbosity_error()
-    for library in ("trl", "peft", "accelerate"):
+    for library in ("trl", "peft", "accelerate", "bitsandbytes"):
         logging.getLogger(library).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=library)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

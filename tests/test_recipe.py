@@ -22,7 +22,8 @@ def test_shipped_recipe_is_listed_with_the_first_line_of_its_docstring():
 def test_own_recipe_comes_first_and_the_shipped_ones_stay(own_recipes):
     (own_recipes / "mine.py").write_text(MODULE.format(doc="My own."))
     (own_recipes / "gemma_tools.py").write_text(MODULE.format(doc="My gemma."))
-    assert summaries() == {"gemma-tools": "My gemma.", "mine": "My own."}
+    assert {name: summaries()[name] for name in ("gemma-tools", "mine")} == {"gemma-tools": "My gemma.", "mine": "My own."}
+    assert "reverse-words" in summaries()
     assert load_recipe("mine").__module__ == "recipes.mine"
     assert load_recipe("gemma-tools").recipe.model == "m"
 

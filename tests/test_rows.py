@@ -65,3 +65,21 @@ def test_rows_carry_no_weights_where_all_are_one():
 def test_conversations_with_nothing_to_learn_are_listed():
     rows, account = build_rows([("a:1", []), ("a:2", [Turn([1], [9], 1)])], None)
     assert account.unsupervised == ["a:1"] and account.conversations == 2 and len(rows) == 1
+
+
+def test_everything_labels_all_tokens_that_have_a_predecessor_and_all_count_alike():
+    turns = [Turn([1, 2], [3, 9], 1, 0.5), Turn([1, 2, 3, 9, 5], [6, 9], 3, 2.0)]
+    (row,), account = build_rows([("a:1", turns)], None, mask="everything")
+    assert row == {"input_ids": [1, 2, 3, 9, 5, 6, 9], "labels": [IGNORED, 2, 3, 9, 5, 6, 9], "source": "a:1"}
+    assert account.supervised_tokens == 6
+
+
+def test_per_example_each_conversation_weighs_one_over_all_of_its_rows():
+    """The first has two rows, as its history was rewritten, and a turn that counts twice; the second one of a single token."""
+    rewritten = [Turn([1, 2], [3, 9], 1, 2.0), Turn([1, 2, 4, 9, 5], [6, 7, 9], 3)]
+    rows, _ = build_rows([("a:1", rewritten), ("a:2", [Turn([1], [9], 1)])], None, loss_per="example")
+    weights = [row["loss_weights"] for row in rows]
+    assert weights == [[0, 0, 2 / 7, 2 / 7], [0] * 5 + [1 / 7] * 3, [0, 1]]
+    assert [sum(weights[0]) + sum(weights[1]), sum(weights[2])] == [1, 1]
+    (row,), _ = build_rows([("a:1", [Turn([1, 2], [3, 9], 1)])], None, mask="everything", loss_per="example")
+    assert row["loss_weights"] == [0, 1 / 3, 1 / 3, 1 / 3]
