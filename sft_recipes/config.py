@@ -18,6 +18,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 from trl import SFTConfig
 
+from .optim.schedule import FLOOR
 from .recipe import Recipe, RecipeError, load_recipe, unknown_name
 
 SCALES = ("auto", "full", "tiny")
@@ -49,6 +50,11 @@ class RecipeConfig(SFTConfig):
     save_strategy: str = "epoch"
     save_total_limit: int | None = 2
     report_to: None | str | list[str] = "wandb"  # noqa: RUF036  HfArgumentParser wants None first
+
+    def __post_init__(self) -> None:
+        if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
+            self.lr_scheduler_kwargs = {"min_lr_rate": FLOOR}
+        super().__post_init__()
 
 
 CONFIG_FIELDS = {f.name for f in dataclasses.fields(RecipeConfig) if f.init}

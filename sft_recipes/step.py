@@ -21,7 +21,7 @@ from .guards import SHOWN, FirstSteps, Guard, blame
 from .loss import context, loss_weights, per_conversation, real, spread, supervised, token_losses
 from .optim.groups import parameter_groups
 from .optim.neftune import Neftune
-from .optim.schedule import FLOOR, schedule
+from .optim.schedule import schedule
 from .recipe import Recipe, RecipeError
 from .tally import Tally
 
@@ -145,14 +145,11 @@ class StepTrainer(SFTTrainer):
         return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Linear warm-up, then cosine to the floor, a tenth of the peak unless `lr_scheduler_kwargs` has a `min_lr_rate` or `min_lr`.
-
-        See `optim.schedule`. Another `lr_scheduler_type` is upstream's.
-        """
+        """Linear warm-up, then cosine to the floor; see `optim.schedule`. Another `lr_scheduler_type` is upstream's."""
         if self.lr_scheduler is not None or self.args.lr_scheduler_type != "cosine_with_min_lr":
             return super().create_scheduler(num_training_steps, optimizer)
-        declared: Any = self.args.lr_scheduler_kwargs or {}
-        floor = declared["min_lr"] / self.args.learning_rate if "min_lr" in declared else declared.get("min_lr_rate", FLOOR)
+        declared: Any = self.args.lr_scheduler_kwargs
+        floor = declared["min_lr"] / self.args.learning_rate if "min_lr" in declared else declared["min_lr_rate"]
         warmup = self.args.get_warmup_steps(num_training_steps)
         self.lr_scheduler = schedule(optimizer or self.optimizer, warmup, num_training_steps, floor)
         self._created_lr_scheduler = True

@@ -16,6 +16,8 @@ def test_the_declared_optimisation():
     config = resolve("gemma-tools", "full").config
     assert (config.adam_beta1, config.adam_beta2, config.weight_decay, config.max_grad_norm) == (0.9, 0.95, 0.1, 1.0)
     assert (config.learning_rate, config.warmup_steps, config.lr_scheduler_type) == (2e-4, 0.03, "cosine_with_min_lr")
+    assert config.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+    assert not resolve("gemma-tools", "full", lr_scheduler_type="linear").config.lr_scheduler_kwargs
     assert config.logging_nan_inf_filter is False
 
 

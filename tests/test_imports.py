@@ -36,7 +36,7 @@ MAY = {
     "export": {"recipe", "weights", "turns", "rows", "evaluate"},
     "show": {"recipe", "rows"},
     "run": {"recipe"},
-    "config": {"recipe"},
+    "config": {"recipe", "optim"},
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "accelerate")
 
