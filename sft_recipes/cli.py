@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -217,4 +218,5 @@ def plan(context: typer.Context, recipe: RecipeName, scale: Scale = "auto", as_j
 def main() -> None:
     """The `sft-recipes` command."""
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: a person's recipe may import its neighbours
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it gives advice as soon as it is imported
     app()

@@ -45,6 +45,7 @@ class RecipeConfig(SFTConfig):
     adam_beta2: float = 0.95
     weight_decay: float = 0.1
     lr_scheduler_type: str = "cosine_with_min_lr"
+    lr_scheduler_kwargs: dict | str | None = None
     logging_nan_inf_filter: bool = False
     train_sampling_strategy: str = "group_by_length"
     save_strategy: str = "epoch"
@@ -232,7 +233,7 @@ def hush() -> None:
     """
     constants.HF_HUB_DISABLE_TELEMETRY = True
     transformers.logging.set_verbosity_error()
-    for library in ("trl", "peft", "accelerate", "bitsandbytes"):
+    for library in ("trl", "peft", "accelerate"):
         logging.getLogger(library).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=library)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -135,11 +135,12 @@ def gathered(samples: list[Sample], questions: Sequence[Question]) -> list[Sampl
 
 
 def scores(samples: Sequence[Sample]) -> dict[str, float]:
-    """Means over conversations; a conversation scores as its worst turn."""
+    """Means over conversations; a conversation scores as its worst turn. The parts of a score (`exact_3_terms`) follow it."""
     worst: dict[str, dict[str, float]] = {}
     for sample in samples:
         conversation = worst.setdefault(sample.question.source, dict(sample.scores))
         for name, value in sample.scores.items():
             conversation[name] = min(value, conversation.get(name, value))
-    names = {name: None for conversation in worst.values() for name in conversation}
+    found = list({name: None for conversation in worst.values() for name in conversation})
+    names = sorted(found, key=lambda name: (min(found.index(of) for of in found if f"{name}_".startswith(f"{of}_")), name))
     return {name: round(fmean(c[name] for c in worst.values() if name in c), 4) for name in names}

@@ -56,5 +56,6 @@ class Lines(TrainerCallback):
             self.next = state.global_step + state.max_steps / LINES
         elif "eval_loss" in logs and state.global_step < state.max_steps:
             scores = {name: value for name, value in logs.items() if name.startswith("eval_") and not name.endswith(NOT_SCORES)}
-            said = (f"{name if name == 'eval_loss' else name.removeprefix('eval_')} {value:.3f}" for name, value in scores.items())
+            whole = [name for name in scores if not any(name.startswith(f"{other}_") for other in scores)]  # not the parts of a score
+            said = (f"{name if name == 'eval_loss' else name.removeprefix('eval_')} {scores[name]:.3f}" for name in whole)
             tqdm.write(f"{step}  held-out: {', '.join(said)}")

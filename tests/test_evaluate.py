@@ -57,3 +57,9 @@ def test_judge_always_says_whether_the_turn_stopped(tokenizer):
     exact = lambda reply, expected: {"same": float(reply["content"] == expected["content"])}  # noqa: E731
     samples = judge(questions, [[*ids, stop], ids], tokenizer, {stop}, lambda text: {"content": text}, exact)
     assert [s.scores for s in samples] == [{"same": 1.0, "stops": 1.0}, {"same": 1.0, "stops": 0.0}]
+
+
+def test_the_parts_of_a_score_follow_it():
+    samples = [sample("a:1", 1, exact=1.0, exact_4_terms=1.0, stops=1.0), sample("a:2", 1, exact=0.0, exact_3_terms=0.0, stops=1.0)]
+    assert list(scores(samples)) == ["exact", "exact_3_terms", "exact_4_terms", "stops"]
+    assert scores(samples)["exact_3_terms"] == 0.0 and scores(samples)["exact_4_terms"] == 1.0
