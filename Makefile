@@ -11,7 +11,7 @@ BIN := .venv/bin
 DATA_ARG := $(if $(DATA),--data $(DATA))
 ON_RECIPE = $(BIN)/sft-recipes $@ $(RECIPE) --scale $(SCALE) $(DATA_ARG) $(ARGS)
 
-.PHONY: setup train check show plan list eval merge chat report test lint format bench tiny-base tiny-data
+.PHONY: setup train check show plan list eval merge chat report test lint format bench tiny-base tiny-data scratch-bases
 
 setup: .venv/.installed
 
@@ -51,3 +51,7 @@ tiny-base: setup
 
 tiny-data: setup
 	$(BIN)/python -m sft_recipes.tiny.conversations
+
+# The bases of the recipes that train from scratch: a configuration and a tokenizer each.
+scratch-bases: setup
+	$(BIN)/python -m sft_recipes.tiny.scratch
