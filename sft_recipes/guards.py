@@ -72,25 +72,27 @@ class Guard:
         return line
 
 
-def blame(model: nn.Module, batches: Iterable[dict[str, Any]], loss: Callable[[dict[str, Any]], Tensor]) -> list[tuple[float, str]]:
+def blame(
+    model: nn.Module, batches: Iterable[dict[str, Any]], loss: Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
+) -> list[tuple[float, str]]:
     """What each row of a step has to do with its gradient, found row by row, without touching the gradients that are there.
 
     Args:
         model: not wrapped: nothing here waits for another process.
         batches: of this process, with the `source` of each row.
-        loss: a batch's share in the loss of the step.
+        loss: what a batch adds to the loss of the step, and its own mean loss.
 
     Returns:
-        for each row the norm of its gradient (infinite where it is none), and a text with its conversation.
+        for each row the norm of what it adds to the gradient (infinite where that is no number), and a text with its conversation.
     """
     parameters, found = [p for _, p in trainable(model)], []
     with torch.random.fork_rng():
         for batch in batches:
             for source, row in _rows(batch):
-                alone = loss(row)
-                gradients = torch.autograd.grad(alone, parameters, allow_unused=True)
+                share, mean = loss(row)
+                gradients = torch.autograd.grad(share, parameters, allow_unused=True)
                 norm = float(torch.linalg.vector_norm(torch.stack([g.norm().float() for g in gradients if g is not None])))
-                text = f"{source} (loss {alone.item():.3g}, gradient norm {norm:.3g})"
+                text = f"{source} (loss {mean.item():.3g}, gradient norm {norm:.3g})"
                 found.append((norm if math.isfinite(norm) else math.inf, text))
     return found
 

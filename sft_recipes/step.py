@@ -193,14 +193,16 @@ class StepTrainer(SFTTrainer):
         """The conversations of the step, worst first, of all processes."""
         if self.accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
             model = self.accelerator.unwrap_model(self.model)
-            found = blame(model, self._batches, lambda row: self._share(model, row))
+            found = blame(model, self._batches, lambda row: self._share_and_mean(model, row))
         else:  # weights in parts: no process can look at a row alone
             found = [(0.0, source) for source in self._sources()]
         return [text for _, text in sorted(gather_object(found), reverse=True)]
 
-    def _share(self, model: Any, inputs: dict) -> Tensor:
+    def _share_and_mean(self, model: Any, inputs: dict) -> tuple[Tensor, Tensor]:
+        """What a batch adds to the loss of the step, and its own loss."""
         with self.compute_loss_context_manager():
-            return (self._token_losses(model, inputs)[0] * loss_weights(inputs)).sum() / self._step_weight
+            total = (self._token_losses(model, inputs)[0] * loss_weights(inputs)).sum()
+        return total / self._step_weight, (total / loss_weights(inputs).sum()).detach()
 
     def _kept(self) -> str:
         saved = get_last_checkpoint(self.args.output_dir) if Path(str(self.args.output_dir)).is_dir() else None
