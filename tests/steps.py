@@ -173,5 +173,9 @@ if __name__ == "__main__":
             trainer.train()
         except RecipeError as error:
             results["planted"] = gather_object([str(error)])
+        layout = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2)
+        trainer = trainer_of("full-llama", folder, **{**layout, "max_steps": 10, "warmup_steps": 2, "learning_rate": 1e-3})
+        trainer.train()
+        results["rates"] = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
     if trainer.is_world_process_zero():
         torch.save(results, sys.argv[1])

@@ -196,6 +196,10 @@ def test_the_logged_learning_rate_is_the_declared_curve_at_every_step(tmp_path, 
     assert logged[:3] == pytest.approx([5e-4, 1e-3, 1e-3]) and min(logged[9:]) > 1e-4
 
 
+def test_the_learning_rate_is_the_declared_curve_on_two_processes(on_two_processes):
+    assert on_two_processes["rates"] == pytest.approx([1e-3 * warmup_then_cosine(step, 2, 10, 0.1) for step in range(10)])
+
+
 def test_the_floor_may_be_a_rate_and_other_schedules_are_upstreams(tmp_path):
     trainer = trainer_of("full-llama", tmp_path, learning_rate=1e-3, lr_scheduler_kwargs={"min_lr": 5e-4}, max_steps=4)
     trainer.create_optimizer_and_scheduler(4)
