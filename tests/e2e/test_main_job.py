@@ -54,7 +54,7 @@ def test_every_supervised_token_is_accounted_for(metrics):
 
 def test_the_run_folder_is_complete(main_job):
     folder = main_job[0]
-    kept = {"recipe.json", "metrics.json", "samples.jsonl", "checkpoints", "adapter", "merged", "wandb"}
+    kept = {"recipe.json", "metrics.json", "samples.jsonl", "history.jsonl", "checkpoints", "adapter", "merged", "wandb"}
     assert kept == {p.name for p in folder.iterdir()}
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert {s["stage"] for s in samples} == {"before", "after"} and len(samples) == 2 * 374
