@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from steps import KINDS, Gradients, Noise, make_small_llama, one_step, rows, trainer_of
+from steps import KINDS, SIZE, Gradients, Noise, make_small_llama, one_step, rows, trainer_of
 from torch.nn.functional import cross_entropy
 from trl import SFTTrainer
 
@@ -101,9 +101,9 @@ def rows_of_thirteen():
     return rows(tokenizer_with("gemma3"))[:13]
 
 
-def by_hand(found):
-    """Each row's losses of supervised tokens, one row at a time through the plain forward of a fresh Llama."""
-    model = make_small_llama()
+def by_hand(found, model=None):
+    """Each row's losses of supervised tokens, one row at a time through the plain forward of a fresh Llama, or another model."""
+    model = model or make_small_llama()
     with torch.no_grad():
         for row in found:
             ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
@@ -154,6 +154,25 @@ def test_upstream_gives_another_gradient_to_a_class_without_loss_kwargs(tokenize
         theirs.train()
         losses.append(theirs.state.log_history[0]["loss"])
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_model_of_experts_keeps_its_load_balancing_loss_as_upstream_has_it(tokenizer, tmp_path, monkeypatch):
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    def make():
+        torch.manual_seed(0)
+        experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=16, router_aux_loss_coef=0.5)
+        return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZE, **experts, initializer_range=0.2)).eval()
+
+    monkeypatch.setitem(KINDS, "experts", (make, lambda: None))
+    logs, _, ours = one_step("experts", tmp_path, **WHOLE)
+    theirs = SFTTrainer(model=make(), args=ours.args, train_dataset=ours.train_dataset, processing_class=tokenizer)
+    theirs.train()
+    assert logs["loss"] == pytest.approx(theirs.state.log_history[0]["loss"], rel=1e-5)
+    assert logs["grad_norm"] == pytest.approx(theirs.state.log_history[0]["grad_norm"], rel=1e-4)
+    tokens_alone = torch.cat([losses[chosen] for losses, chosen, _ in by_hand(rows(tokenizer), make())]).mean().item()
+    assert logs["loss"] > tokens_alone + 0.3
+    assert ours.evaluate()["eval_loss"] != pytest.approx(logs["loss"], rel=0.01)  # which is of the tokens alone
 
 
 @pytest.mark.parametrize("kind", KINDS)
