@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ class Run:
 
 def _plain(value: Any) -> str:
     """What JSON has no word for, as text; a function by its name, which is the same in every process."""
-    value = getattr(value, "func", value)
+    if isinstance(value, partial):
+        words = [*map(repr, value.args), *(f"{name}={given!r}" for name, given in value.keywords.items())]
+        return f"{_plain(value.func)}({', '.join(words)})"
     return f"{value.__module__}.{value.__qualname__}" if callable(value) else str(value)
 
 

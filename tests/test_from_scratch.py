@@ -11,6 +11,7 @@ from sft_recipes.config import resolve
 from sft_recipes.evaluate import generate
 from sft_recipes.prepare import prepare
 from sft_recipes.rows import IGNORED
+from sft_recipes.run import Run
 from sft_recipes.weights import load_base, load_tokenizer
 
 RECIPES = {"reverse-words": ("letters", 29), "chain-of-thought": ("sums", 18)}
@@ -138,6 +139,13 @@ def test_the_unmasked_arm_learns_the_question_too_and_is_judged_alike(tmp_path):
     row = unmasked.train.rows[0]
     assert row["labels"] == [IGNORED, *row["input_ids"][1:]]
     assert masked.held_out.rows == unmasked.held_out.rows
+
+
+def test_a_run_writes_down_which_function_made_its_rows(tmp_path):
+    recipe = load_recipe("chain-of-thought").recipe
+    Run(tmp_path).write("recipe.json", {"data": recipe.data, "direct": recipe.ablation["direct"]["data"]})
+    name = "recipes.chain_of_thought.train_sums"
+    assert Run(tmp_path).read("recipe.json") == {"data": name, "direct": f"{name}(False)"}
 
 
 def test_only_a_model_from_scratch_may_learn_everything():

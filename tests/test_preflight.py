@@ -90,14 +90,13 @@ def test_padding_is_that_of_the_trainers_own_batches(report, trainer):
 
 @pytest.mark.parametrize("strategy", ["random", "sequential", "batch_rebalance", "group_by_length"])
 def test_every_strategy_takes_every_row_once(strategy):
-    batching, lengths = Batching(strategy, 4, 2, 0, 1, False), random.Random(1).choices(range(1, 200), k=53)
+    batching, lengths = Batching(strategy, 4, 2, 0, 1), random.Random(1).choices(range(1, 200), k=53)
     assert sorted(i for rows in batching.batches(lengths) for i in rows) == list(range(53))
     assert 0 < batching.padding(lengths) < 0.8
-    assert sum(map(len, Batching(strategy, 4, 2, 0, 1, True).batches(lengths))) < 53
 
 
 def test_rows_are_padded_to_the_declared_multiple():
-    batching = Batching("sequential", 2, 1, 0, 8, False)
+    batching = Batching("sequential", 2, 1, 0, 8)
     assert batching.padding([3, 5, 9]) == 1 - 17 / (2 * 8 + 16)
 
 
@@ -124,7 +123,6 @@ def test_much_padding_is_said_with_what_would_help():
         gradient_accumulation_steps=1,
         seed=0,
         pad_to_multiple_of=None,
-        dataloader_drop_last=False,
         max_length=512,
     )
     lengths = random.Random(3).choices(range(1, 500), k=1000)

@@ -38,7 +38,6 @@ class Batching:
         seed: of the order. Evaluation's order is exactly this one; training draws from a generator that the run has used
             before, so its own epochs differ from it in order, and in padding by a few per mille.
         multiple: rows are padded to a multiple of this many tokens.
-        drop_last: an incomplete last batch is left out.
     """
 
     strategy: str
@@ -46,14 +45,12 @@ class Batching:
     accumulation: int
     seed: int
     multiple: int
-    drop_last: bool
 
     @classmethod
     def training(cls, config: Any) -> Batching:
         """As a `RecipeConfig` has its trainer do it."""
-        shared = dict(multiple=config.pad_to_multiple_of or 1, drop_last=config.dataloader_drop_last)
-        strategy = str(config.train_sampling_strategy)
-        return cls(strategy, config.train_batch_size, config.gradient_accumulation_steps, config.seed, **shared)
+        multiple, strategy = config.pad_to_multiple_of or 1, str(config.train_sampling_strategy)
+        return cls(strategy, config.train_batch_size, config.gradient_accumulation_steps, config.seed, multiple)
 
     @classmethod
     def evaluation(cls, config: Any) -> Batching:
@@ -67,15 +64,14 @@ class Batching:
         """One epoch: the rows' numbers, batch by batch."""
         step = self.batch * self.accumulation
         if self.strategy == "batch_rebalance":
-            return list(trainer_pt_utils.BatchRebalanceSampler(list(lengths), step, 1, self.accumulation, drop_last=self.drop_last))
+            return list(trainer_pt_utils.BatchRebalanceSampler(list(lengths), step, 1, self.accumulation, drop_last=False))
         generator = torch.Generator().manual_seed(self.seed)
         order = list(range(len(lengths)))
         if self.strategy == "group_by_length":
             order = trainer_pt_utils.get_length_grouped_indices(list(lengths), step, generator=generator)
         elif self.strategy != "sequential":
             order = torch.randperm(len(lengths), generator=generator).tolist()
-        found = [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
-        return [rows for rows in found if len(rows) == self.batch or not self.drop_last]
+        return [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
 
     def padding(self, lengths: Sequence[int]) -> float:
         """Share of positions in these batches that are padding, 0 to 1."""
