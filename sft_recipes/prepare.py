@@ -18,8 +18,7 @@ from .data.reading import Conversation
 from .evaluate import Question
 from .recipe import Recipe, RecipeError, SupervisionError, sources
 from .rows import Supervision, build_rows
-from .turns import Supervisor, Turn, stop_ids
-from .turns import learned as learned_messages
+from .turns import Supervisor, Turn, learned, stop_ids
 from .turns.dataset import supervise_all
 from .turns.turn import collector_paused
 from .weights import load_tokenizer
@@ -92,8 +91,8 @@ def prepare(
     data.raise_faults(faults)
     judged = replace(recipe, mask="completion", loss_per="token")  # held-out rows are the same whatever carries loss in training
     parts = [
-        _part(_spread(c, sample), len(c), trainer_class, learned, tokenizer, max_length, faults)
-        for c, learned in zip(conversations, (recipe, judged), strict=True)
+        _part(_spread(c, sample), len(c), trainer_class, which, tokenizer, max_length, faults)
+        for c, which in zip(conversations, (recipe, judged), strict=True)
     ]
     if not faults:
         faults += [f"no {name} conversation is left" for name, p in zip(("training", "held-out"), parts, strict=True) if not p.rows]
@@ -165,7 +164,7 @@ def _questions(part: Part, last_only: bool) -> Iterable[Question]:
     """Every learned turn, with the original message it came from: the n-th learned one on either side of `render`."""
     for conversation, turns in zip(part.conversations, part.turns, strict=True):
         messages = conversation["messages"]
-        for index, turn in zip(learned_messages(messages, last_only), turns, strict=True):
+        for index, turn in zip(learned(messages, last_only), turns, strict=True):
             asked = str(messages[index - 1].get("content", "")) if index else ""
             expected = {**messages[index], "tools": conversation["tools"], "asked": asked}
             yield Question(conversation["source"], index, asked, turn.prompt_ids, expected)

@@ -30,7 +30,7 @@ class RecipeTrainer(StepTrainer):
     - `conversation(row)`: a row as its source has it, to `{"messages", "tools"}` in the OpenAI form;
     - `render(conversation)`: that conversation in the roles and fields the chat template knows;
     - `parse(text)`: a generated turn back to an assistant message, the reverse of `render`;
-    - `score(reply, expected)`: a parsed reply (with `stopped`) and the reference (with `tools`) to named floats.
+    - `score(reply, expected)`: a parsed reply (with `stopped`) and the reference (with `tools`, and `asked`: the text before it) to floats.
 
     Args:
         model: the base model, loaded.
@@ -74,6 +74,7 @@ class RecipeTrainer(StepTrainer):
         )
         settle(self.model)
         told_in_lines(self)
+        self._judging = False
         self._samples: list[judging.Sample] = []
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -129,7 +130,10 @@ class RecipeTrainer(StepTrainer):
             `eval_loss`, the mean over all supervised tokens in nats, and `eval_<score>` for each score of the recipe.
         """
         self._judging = eval_dataset is None
-        return super().evaluate(eval_dataset, *args, **kwargs)
+        try:
+            return super().evaluate(eval_dataset, *args, **kwargs)
+        finally:
+            self._judging = False
 
     def judge(self) -> tuple[dict[str, float], list[judging.Sample]]:
         """The scores on the held-out conversations, with `eval_loss` among them, and the samples they come from."""
@@ -196,7 +200,8 @@ def build_trainer(
         scale: `full`, `tiny`, or `auto`: full where a CUDA device is present.
         train_dataset: a `datasets.Dataset` or a list of conversations, instead of the recipe's data.
         eval_dataset: the same for the held-out data; without it a part of `train_dataset` is split off.
-        **overrides: any field of `Recipe` or of `trl.SFTConfig`, by its own name.
+        **overrides: any field of `Recipe` or of `trl.SFTConfig`, by its own name; or `arm`, one of the recipe's ablation instead
+            of the first.
 
     Raises:
         RecipeError: every fault of recipe, overrides, model and data, one line each.

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 HOLDS_MATRIX = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, Conv1D)
 ADAPTED = re.compile(r"\.(base_layer|(modules_to_save|original_module)\.[^.]+)(?=\.)")  # levels that PEFT puts between
-# Never matrices, whatever their rank: Mamba's A and D, attention sinks, scales; biases; DoRA's magnitudes and rows of tokens.
+# Never matrices, whatever their rank: Mamba's A and D, attention sinks, scales; biases; DoRA's magnitudes, single rows of a table.
 VECTOR = re.compile(r"A_log|D|sinks?|(\w+_)?(scales?|scaling|gamma|gain|lambda)")
 BIAS = re.compile(r"(\w+_)?bias(es)?(_[uv]|_table|_values)?")  # T5's table of relative positions is one, too
 PICKED = {"lora_magnitude_vector", "trainable_tokens_delta"}
