@@ -1,44 +1,12 @@
-"""Turns to rows (promise 3): what the model sees in one forward pass, and an account of every conversation.
-
-Rows here are plain: one sequence each, `input_ids` and `labels` of equal length, -100 where nothing is learned. TRL's
-collator pads them on the right.
-"""
+"""Turns to separate rows: one sequence each, `input_ids` and `labels` of equal length, and an account of every conversation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from .turns import Turn
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-IGNORED = -100  # the label of a position that carries no loss, as `torch.nn.CrossEntropyLoss` has it
-
-
-@dataclass
-class Supervision:
-    """The account of a dataset: what went in, what is trained, what was left out and where it stands.
-
-    Attributes:
-        dropped: conversations that are longer than `max_length`.
-        unsupervised: conversations of which no message is to be learned.
-    """
-
-    conversations: int = 0
-    turns: int = 0
-    rows: int = 0
-    tokens: int = 0
-    supervised_tokens: int = 0
-    dropped: list[str] = field(default_factory=list)
-    unsupervised: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for `metrics.json`; token counts are totals over the dataset."""
-        share = self.supervised_tokens / self.tokens if self.tokens else 0.0
-        return {**vars(self), "supervised_share": round(share, 4)}
+from ..turns import Turn
+from .account import IGNORED, Supervision
 
 
 class Path(NamedTuple):
@@ -126,12 +94,3 @@ def _loss_weights(sequences: Sequence[Path], loss_per: str) -> list[list[float]]
     found = [path.weights() for path in sequences]
     total = sum(map(sum, found)) if loss_per == "example" else 1.0
     return [[weight / total for weight in row] for row in found] if total not in (0.0, 1.0) else found
-
-
-def dataset(rows: Sequence[dict[str, Any]]) -> Dataset:
-    """Rows as a `datasets.Dataset`: by column and with their types, which costs a quarter of `from_list`."""
-    import pyarrow as pa
-    from datasets import Dataset
-
-    types = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "loss_weights": pa.list_(pa.float32())}
-    return Dataset(pa.table({name: pa.array([row[name] for row in rows], types.get(name, pa.string())) for name in rows[0]}))
