@@ -134,21 +134,21 @@ def train(
         raise typer.Exit(1)
     for name, resuming in pending.items():
         screen.print_arm(name, list(arms))
-        _train(arms[name], reports.pop(name).prepared, resuming)
+        _train(reports.pop(name), resuming)
     if len(arms) > 1 and resolved.config.process_index == 0:
         screen.print_ablation(ablation.compared(arms))
 
 
-def _train(resolved: Any, prepared: Any, resuming: bool) -> None:
+def _train(report: Any, resuming: bool) -> None:
     """One run; TRL seeds all random generators when the trainer is made, so that none has an effect on the next."""
     import gc
 
     from . import screen
     from .run import summary
-    from .trainer import from_prepared
+    from .trainer import from_report
 
     gc.collect()  # a trainer is a ring of references: the one before would keep its model until much later
-    trainer = from_prepared(resolved, prepared)
+    trainer = from_report(report)
     trainer.train(resume_from_checkpoint=resuming or None)
     if trainer.is_world_process_zero():
         screen.print_summary(summary(trainer.run))

@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from argparse import ArgumentTypeError
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ CHOICES = {
     "dtype": ("bfloat16", "float16", "float32"),
     "mask": ("completion", "everything"),
     "loss_per": ("token", "example"),
+    "overlong": ("trim", "drop", "refuse"),
+    "packing": ("auto", "tree", "bfd", "none"),
     "bad_step": ("stop", "skip"),
 }
 FOLDER = re.compile(r"[^\s._/\\][^/\\\n]*")  # what an arm may be called
@@ -58,7 +61,7 @@ class RecipeConfig(SFTConfig):
         super().__post_init__()
 
 
-CONFIG_FIELDS = {f.name for f in dataclasses.fields(RecipeConfig) if f.init}
+CONFIG_FIELDS = {f.name for f in dataclasses.fields(RecipeConfig) if f.init} - OWN_FIELDS  # `packing` is ours
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,9 @@ def resolve(name: str, scale: str = "auto", arm: str = "", **overrides: Any) -> 
     asked, scale = scale, scale if scale != "auto" else "full" if torch.cuda.is_available() or not trainer_class.recipe.tiny else "tiny"
     remark = f"No CUDA device here, so {name} runs at tiny scale: an embedded model and data, all else is real."
     base: Recipe = trainer_class.recipe.at(scale)
-    known = CONFIG_FIELDS | OWN_FIELDS
     faults = _ablation_faults(name, base, arm)
     base = _differing(base, arm)
-    faults += [unknown_name("field", key, known) for key in {**base.config, **overrides} if key not in known]
+    faults += _unknown_fields(base, overrides)
     given = {key: _typed(key, value, faults) for key, value in overrides.items()} if not faults else {}
     if faults:
         raise RecipeError(*faults)
@@ -120,6 +122,14 @@ def resolve(name: str, scale: str = "auto", arm: str = "", **overrides: Any) -> 
     config = _config(name, recipe, given, arm if arm in list(base.ablation)[1:] else "")
     changed = {"arm": arm, **overrides} if arm else overrides
     return Resolved(name, scale, trainer_class, recipe, config, changed, remark if (asked, scale) == ("auto", "tiny") else "")
+
+
+def _unknown_fields(recipe: Recipe, overrides: Iterable[str]) -> list[str]:
+    """Fields that nobody knows, and fields of `Recipe` in its `config`, where upstream's of the same name would take them."""
+    known = CONFIG_FIELDS | OWN_FIELDS
+    ours = [key for key in recipe.config if key in OWN_FIELDS]
+    found = [f"{unknown_name('field of `config`', key, ())}: {key} is a field of Recipe, not of its config" for key in ours]
+    return found + [unknown_name("field", key, known) for key in {**recipe.config, **dict.fromkeys(overrides)} if key not in known]
 
 
 def _ablation_faults(name: str, recipe: Recipe, arm: str) -> list[str]:
@@ -150,6 +160,10 @@ def _faults(recipe: Recipe) -> list[str]:
         found.append("mask is 'everything': it would train a base to write its user's words; it is for models trained from scratch")
     if recipe.from_scratch and (recipe.adapter is not None or recipe.quantization is not None):
         found.append("from_scratch: a model without trained weights has nothing to adapt or quantise; leave adapter and quantization out")
+    if not 0 <= recipe.max_lost <= 1:
+        found.append(f"max_lost is {recipe.max_lost:g}: it is a share, from 0 to 1")
+    if recipe.row_tokens is not None and recipe.row_tokens < 1:
+        found.append(f"row_tokens is {recipe.row_tokens}: a row takes at least one token")
     ratio = recipe.loraplus_lr_ratio
     if ratio is not None and (ratio <= 0 or recipe.adapter is None):
         found.append(f"loraplus_lr_ratio is {ratio:g}: it takes an adapter, and a number above 0 (the paper's is 16)")
@@ -191,7 +205,6 @@ _FIXED = {
     "label_smoothing_factor": (0.0, _THE_LOSS),
     "average_tokens_across_devices": (True, _THE_LOSS),
     "dataloader_drop_last": (False, "the rows of the last batch would not be trained, or not be judged"),
-    "packing": (False, "rows are not packed yet; padding_free puts each batch in one row"),
 }
 
 
@@ -206,6 +219,8 @@ class _Parser(HfArgumentParser):
 
 def _typed(key: str, value: Any, faults: list[str]) -> Any:
     """A text as its field's type; a fault is noted, not raised."""
+    if key == "packing":
+        value = {"true": "auto", "false": "none"}.get(str(value).lower(), value)  # as upstream's users have it
     if not isinstance(value, str):
         return value
     try:

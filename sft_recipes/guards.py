@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from .batches import one_by_one
 from .recipe import RecipeError
 
 EXPLODED = 10.0  # times the largest gradient norm of the run so far
@@ -75,33 +76,26 @@ class Guard:
 def blame(
     model: nn.Module, batches: Iterable[dict[str, Any]], loss: Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
 ) -> list[tuple[float, str]]:
-    """What each row of a step has to do with its gradient, found row by row, without touching the gradients that are there.
+    """What each conversation of a step has to do with its gradient, found one by one, without touching the gradients that are there.
 
     Args:
         model: not wrapped: nothing here waits for another process.
-        batches: of this process, with the `source` of each row.
+        batches: of this process, with the `source` of each conversation.
         loss: what a batch adds to the loss of the step, and its own mean loss.
 
     Returns:
-        for each row the norm of what it adds to the gradient (infinite where that is no number), and a text with its conversation.
+        for each the norm of what it adds to the gradient (infinite where that is no number), and a text with its conversation.
     """
     parameters, found = [p for _, p in trainable(model)], []
     with torch.random.fork_rng():
         for batch in batches:
-            for source, row in _rows(batch):
+            for source, row in one_by_one(batch):
                 share, mean = loss(row)
                 gradients = torch.autograd.grad(share, parameters, allow_unused=True)
                 norm = float(torch.linalg.vector_norm(torch.stack([g.norm().float() for g in gradients if g is not None])))
                 text = f"{source} (loss {mean.item():.3g}, gradient norm {norm:.3g})"
                 found.append((norm if math.isfinite(norm) else math.inf, text))
     return found
-
-
-def _rows(batch: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Each row of a batch as a batch of its own, with its conversation; a batch that is one long row stays whole."""
-    if len(batch["source"]) != len(batch["input_ids"]):
-        return [(", ".join(batch["source"]), batch)]
-    return [(source, {name: value[i : i + 1] for name, value in batch.items()}) for i, source in enumerate(batch["source"])]
 
 
 class FirstSteps(TrainerCallback):

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from .attention import laid_out
 from .rows import IGNORED
 
-OURS = ("labels", "loss_weights", "source")  # of a batch, what the model is not shown
+OURS = ("labels", "loss_weights", "source", "subtree_end", "owner")  # of a batch, what the model is not shown
 CONTEXT = 32  # positions of a micro-batch that carry no loss, of which the loss is logged
 
 
@@ -40,9 +41,15 @@ def real(inputs: dict[str, Any]) -> Tensor:
 
 
 def context(inputs: dict[str, Any]) -> Tensor:
-    """Which predictions carry no loss though there is a token to predict, like `supervised`; none across packed documents."""
+    """Which predictions carry no loss though there is a token to predict, like `supervised`; none across packed documents or branches."""
     found = real(inputs)[:, 1:] & ~supervised(inputs)
-    return found & (inputs["position_ids"][:, 1:] != 0) if "position_ids" in inputs else found
+    if "position_ids" not in inputs:
+        return found
+    position = inputs["position_ids"]
+    found = found & (position[:, 1:] == position[:, :-1] + 1)
+    if "subtree_end" not in inputs:
+        return found
+    return found & (torch.arange(1, position.shape[1], device=position.device) < inputs["subtree_end"][:, :-1])
 
 
 def per_conversation(values: Tensor, inputs: dict[str, Any]) -> Tensor:
@@ -71,7 +78,7 @@ def token_losses(
     Args:
         model: called with what is its own of `inputs`; may be wrapped (PEFT, DDP).
         head: its language-model head, `get_output_embeddings()`.
-        inputs: a batch with `input_ids` and `labels` of shape `(batch, length)`.
+        inputs: a batch with `input_ids` and `labels` of shape `(batch, length)`; of packed rows with `subtree_end` also.
         shown: bools `(batch, length - 1)`, the predictions to score.
         fused: through TRL's head, which was put on the model.
 
@@ -82,9 +89,10 @@ def token_losses(
     targets = torch.where(supervised(inputs), inputs["labels"][:, 1:], inputs["input_ids"][:, 1:])
     if fused:
         labels = nn.functional.pad(torch.where(shown, targets, IGNORED), (1, 0), value=IGNORED)
-        output = model(**known, labels=labels, use_cache=False, fused_lm_head=True)
+        with laid_out(inputs):
+            output = model(**known, labels=labels, use_cache=False, fused_lm_head=True)
         return -output.log_probs, output.aux_loss
-    with _shown_only(head, shown):
+    with _shown_only(head, shown), laid_out(inputs):
         output = model(**known, use_cache=False)
     losses = cross_entropy(output.logits[0].float(), targets[shown], reduction="none")
     # `masked_scatter` keeps a micro-batch in which nothing is shown connected to the model: its gradient is zero

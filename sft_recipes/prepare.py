@@ -17,7 +17,7 @@ from .data import reading as data
 from .data.reading import Conversation
 from .evaluate import Question
 from .recipe import Recipe, RecipeError, SupervisionError, sources
-from .rows import Supervision, build_rows
+from .rows import Supervision, balance, build_rows
 from .turns import Supervisor, Turn, learned, stop_ids
 from .turns.dataset import supervise_all
 from .turns.turn import collector_paused
@@ -78,12 +78,12 @@ def prepare(
     Args:
         trainer_class: supplies the hooks `conversation` and `render`.
         recipe: resolved.
-        max_length: conversations longer than this many tokens are dropped and listed.
+        max_length: a turn fits when its prompt and itself have at most this many tokens; of the others `recipe.overlong` decides.
         train_dataset, eval_dataset: rows in memory that stand in for the recipe's own data.
         sample: of each part at most this many conversations are supervised, evenly spread; all are read and their shape checked.
 
     Raises:
-        RecipeError: every fault of tokenizer and data, together.
+        RecipeError: every fault of tokenizer and data, together; or supervised tokens that are neither trained nor listed as lost.
     """
     faults: list[str] = []
     tokenizer = _or_faults(faults, load_tokenizer, recipe)
@@ -95,7 +95,7 @@ def prepare(
         for c, which in zip(conversations, (recipe, judged), strict=True)
     ]
     if not faults:
-        faults += [f"no {name} conversation is left" for name, p in zip(("training", "held-out"), parts, strict=True) if not p.rows]
+        faults += [_nothing_left(name, p) for name, p in zip(("training", "held-out"), parts, strict=True) if not p.rows]
     data.raise_faults(faults)
     stops = {stop for part in parts for turns in part.turns for stop in stop_ids(turns)}
     return Prepared(recipe, tokenizer, parts[0], parts[1], list(_questions(parts[1], recipe.last_turn_only)), stops)
@@ -155,9 +155,20 @@ def _part(
     for (source, _), turns in zip(known, found, strict=True):
         if isinstance(turns, SupervisionError):
             faults += [f"{source}, {fault}" for fault in turns.faults]
-    learned_turns = [turns for turns in found if isinstance(turns, list)]
-    supervised = zip([c["source"] for c in conversations], learned_turns, strict=not faults)
-    return Part(read, conversations, learned_turns, *build_rows(supervised, max_length, recipe.mask, recipe.loss_per))
+    supervised = [(source, turns) for (source, _), turns in zip(known, found, strict=True) if isinstance(turns, list)]
+    learned_turns = [turns for _, turns in supervised]
+    built = _or_faults(faults, build_rows, supervised, max_length, recipe.mask, recipe.loss_per, recipe.overlong)
+    rows, supervision = built or ([], Supervision())
+    if built:
+        _or_faults(faults, balance, learned_turns, rows, supervision, recipe.mask)
+    return Part(read, conversations, learned_turns, rows, supervision)
+
+
+def _nothing_left(name: str, part: Part) -> str:
+    """The fault of a part without rows, with what lets it have some."""
+    dropped = part.supervision.dropped
+    why = f": {dropped[0]}; --max_length {part.supervision.longest} keeps all" if dropped else ""
+    return f"no {name} conversation is left{why}"
 
 
 def _questions(part: Part, last_only: bool) -> Iterable[Question]:

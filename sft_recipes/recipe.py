@@ -86,6 +86,13 @@ class Recipe:
         allow_control_tokens: let a message's text hold control tokens of the tokenizer; otherwise that is a fault of its row.
         mask: what carries loss: `completion`, or `everything` to compare with, where a model is trained from scratch.
         loss_per: `token`: every supervised token of a step counts alike; `example`: every conversation does, by its own mean.
+        overlong: of a conversation longer than `max_length`, `trim` keeps the turns that fit, whole; `drop` leaves it out; `refuse`
+            makes it a fault. What is left out is listed with file and line.
+        max_lost: share of the supervised training tokens that may be lost to that, 0 to 1; above it training is refused.
+        packing: `tree`: rows in which equal beginnings are stored and computed once; `bfd`: best-fit rows of whole conversations
+            (TRL's name); `none`: one conversation a row, padded; `auto`: the cheapest that is exact for the model.
+        row_tokens: size of a packed row, of which a micro-batch is one; `None`: so large that a row holds
+            `per_device_train_batch_size` conversations on average, and packing changes no step's content by its size.
         loraplus_lr_ratio: LoRA+ (arXiv 2402.12354): the learning rate of LoRA's B is this many times that of A; `None` for LoRA.
         bad_step: a step whose loss or gradient is not finite, or whose gradient explodes, will `stop` the run or is to `skip`.
         primary: the score that says whether the run worked; one of the names that `score` returns, or `eval_loss`.
@@ -115,6 +122,10 @@ class Recipe:
     allow_control_tokens: bool = False
     mask: str = "completion"
     loss_per: str = "token"
+    overlong: str = "trim"
+    max_lost: float = 0.01
+    packing: str = "auto"
+    row_tokens: int | None = None
     loraplus_lr_ratio: float | None = None
     bad_step: str = "stop"
     primary: str = "eval_loss"

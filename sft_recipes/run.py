@@ -96,7 +96,7 @@ def find(name: str) -> Run:
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
 
-def describe(resolved: Any, prepared: Any) -> dict[str, Any]:
+def describe(resolved: Any, prepared: Any, layout: Any) -> dict[str, Any]:
     """The content of `recipe.json`: what it takes to repeat the run, and to know whether it was repeated."""
     recipe = asdict(resolved.recipe)
     for name in ("adapter", "quantization"):
@@ -109,6 +109,7 @@ def describe(resolved: Any, prepared: Any) -> dict[str, Any]:
         "resolved": {key: value for key, value in recipe.items() if key != "tiny"},
         "config": resolved.config.to_dict(),
         "data": {"train": prepared.train.hash, "held_out": prepared.held_out.hash},
+        "layout": layout.as_dict(),
         "versions": {library: version(library) for library in LIBRARIES},
     }
 

@@ -48,13 +48,16 @@ def print_report(report: Report) -> None:
         out.print(Text.assemble(("check passed", "bold green"), f"; turns end in {stops}"), soft_wrap=True)
 
 
+_LOST = (("trimmed", "too long, trimmed"), ("dropped", "too long, dropped"), ("unsupervised", "nothing to learn"))
+
+
 def _account(counts: dict[str, Any]) -> Table:
     """Both parts side by side; what is lost has a line only where something is."""
     columns = (Column(part.replace("_", "-"), justify="right") for part in PARTS)
     table = Table(Column("", style=CONTEXT), *columns, box=None, pad_edge=False)
     parts, copies = [counts[part] for part in PARTS], counts["duplicates"]
     table.add_row("conversations", *(f"{c['conversations']:,}" for c in parts))
-    for loss, name in (("dropped", "too long, dropped"), ("unsupervised", "nothing to learn")):
+    for loss, name in _LOST:
         if any(c[loss] for c in parts):
             table.add_row(name, *(f"{len(c[loss]):,}" for c in parts), style="yellow")
     table.add_row("turns in rows", *(f"{c['turns']:,} in {c['rows']:,}" for c in parts))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,30 @@ import torch
 from accelerate import DistributedType
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 
+from . import attention
+from .attention.sharing import prove
+from .batches import collated
 from .guards import SHOWN, FirstSteps, Guard, blame
 from .loss import context, loss_weights, per_conversation, real, spread, supervised, token_losses
 from .optim.groups import parameter_groups
 from .optim.neftune import Neftune
 from .optim.schedule import schedule
 from .recipe import Recipe, RecipeError
+from .rows.grouping import LengthGrouped
 from .tally import Tally
+
+COLUMNS = ("source", "sources", "loss_weights", "position_ids", "subtree_end", "owner")  # of our rows, beside TRL's
 
 
 class StepTrainer(SFTTrainer):
     """An `SFTTrainer` with an exact loss, declared parameter groups, schedule and noise, and a guard on every step.
 
-    Its rows have, beside TRL's columns, a `source` (the conversation) and perhaps `loss_weights`.
+    Its rows are separate or packed, as `rows` makes them; a model that reads packed ones is first proven to do so exactly.
 
     Args:
         recipe: resolved.
@@ -47,19 +53,34 @@ class StepTrainer(SFTTrainer):
         self.unmoved: dict[str, str] = {}
         self.add_callback(FirstSteps(self.accelerator, self._name_unmoved))
         self._recipe = recipe
-        self.data_collator: Any = partial(_collated, self.data_collator)
+        self.data_collator: Any = partial(collated, self.data_collator)
         self._noise = Neftune(self.model, self.neftune_noise_alpha)
         self.neftune_noise_alpha = None  # or upstream adds its own
         self._tally, self._evaluated = Tally(), Tally()
         self._batches: list[dict[str, Any]] = []
         self._step_loss: Any = 0.0
         self._step_weight: Any = 1.0
+        self.packed = "subtree_end" in (getattr(self.train_dataset, "column_names", None) or ())
+        if self.packed:
+            attention.install(self.model)
+            prove(self.model, len(self.processing_class))
 
     # The loss
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns: Any = [*dict.fromkeys([*self._signature_columns, "source", "loss_weights"])]
+        self._signature_columns: Any = [*dict.fromkeys([*self._signature_columns, *COLUMNS])]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Packed rows in random order; separate ones in batches of similar lengths, and those in random order."""
+        dataset = train_dataset or self.train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or dataset is None:
+            return super()._get_train_sampler(train_dataset)
+        if self.packed:
+            return RandomSampler(dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        lengths = [len(ids) for ids in dataset["input_ids"]]
+        return LengthGrouped(lengths, self.args.train_batch_size * self.accelerator.num_processes, seed)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> Tensor | None:
         """What the loss of a step is divided by: the supervised tokens of all its batches and processes, or their weight.
@@ -84,7 +105,8 @@ class StepTrainer(SFTTrainer):
         """This micro-batch's share in the mean negative log-likelihood over the supervised tokens of the whole step, in nats."""
         unlearned = context(inputs)
         sample = spread(unlearned)
-        with self._noise.during(inputs):
+        lengths = attention.path_lengths(inputs) if self.packed and self._noise.alpha else None
+        with self._noise.during(inputs, lengths):
             losses, balance = self._token_losses(model, inputs, sample)
         self._tally.add(loss=losses * supervised(inputs), unlearned=unlearned, sample=sample, sample_loss=losses * sample)
         everywhere = loss_weights(inputs).sum() * self._replicas if num_items_in_batch is None else num_items_in_batch
@@ -231,15 +253,3 @@ class StepTrainer(SFTTrainer):
     def _warn(self, text: str) -> None:
         if self.is_world_process_zero():
             print(f"warning: {text}", file=sys.stderr)
-
-
-def _collated(collate: Callable[[list[dict]], dict[str, Any]], examples: list[dict]) -> dict[str, Any]:
-    """TRL's batch of ids and labels, padded on the right or all in one row; with the sources, and the weights laid out alike."""
-    batch = {**collate(examples), "source": [example.get("source", "a row without source") for example in examples]}
-    if "loss_weights" in examples[0]:
-        weights = [torch.tensor(example["loss_weights"]) for example in examples]
-        rows = weights if len(batch["labels"]) == len(examples) else [torch.cat(weights)]
-        batch["loss_weights"] = torch.zeros(batch["labels"].shape)
-        for row, found in zip(batch["loss_weights"], rows, strict=True):
-            row[: len(found)] = found
-    return batch

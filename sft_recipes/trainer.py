@@ -12,7 +12,7 @@ from . import evaluate as judging
 from . import export, tracking
 from .config import RecipeConfig as RecipeConfig
 from .config import Resolved, resolve
-from .preflight import check
+from .preflight import Layout, Report, check
 from .prepare import Prepared
 from .progress import told_in_lines
 from .recipe import Recipe, RecipeError
@@ -36,6 +36,7 @@ class RecipeTrainer(StepTrainer):
         model: the base model, loaded.
         resolved: the recipe and its configuration, whose `output_dir` is the run folder.
         prepared: rows, questions and stop tokens, from `prepare`.
+        layout: of the training rows, from `preflight`; `None` for one conversation a row.
     """
 
     recipe: Recipe
@@ -56,18 +57,21 @@ class RecipeTrainer(StepTrainer):
     def score(reply: dict, expected: dict) -> dict[str, float]:
         return {}
 
-    def __init__(self, model: Any, resolved: Resolved, prepared: Prepared):
+    def __init__(self, model: Any, resolved: Resolved, prepared: Prepared, layout: Layout | None = None):
         self.run = Run(Path(str(resolved.config.output_dir)))
-        self.resolved, self.prepared = resolved, prepared
+        self.resolved, self.prepared, self.layout = resolved, prepared, layout or Layout("none", "asked for")
         self.metrics: dict[str, Any] = {}
         args = copy.copy(resolved.config)
         args.output_dir = str(self.run.checkpoints)
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # our rows are whole; TRL would cut them
+        packed = self.layout.packed
+        if packed is not None:
+            args.per_device_train_batch_size = 1  # row a micro-batch: it holds as many conversations as it has tokens for
         super().__init__(
             prepared.recipe,
             model=model,
             args=args,
-            train_dataset=dataset(prepared.train.rows),
+            train_dataset=dataset(packed.rows if packed is not None else prepared.train.rows),
             eval_dataset=dataset(prepared.held_out.rows),
             processing_class=prepared.tokenizer,
             peft_config=adapter(prepared.recipe, prepared.tokenizer, model),
@@ -91,7 +95,7 @@ class RecipeTrainer(StepTrainer):
         if self.is_world_process_zero():
             if not resume_from_checkpoint:
                 self.run.set_aside()
-            self.run.write("recipe.json", describe(self.resolved, self.prepared))
+            self.run.write("recipe.json", describe(self.resolved, self.prepared, self.layout))
         self.accelerator.wait_for_everyone()
         with tracking.started(self):
             before, samples = self.judge()
@@ -214,9 +218,12 @@ def build_trainer(
     report = check(resolved, train_dataset, eval_dataset)
     if report.faults or report.prepared is None:
         raise RecipeError(*report.faults)
-    return from_prepared(resolved, report.prepared)
+    return from_report(report)
 
 
-def from_prepared(resolved: Resolved, prepared: Prepared) -> RecipeTrainer:
-    """A trainer for a recipe that has been checked."""
-    return resolved.trainer_class(load_base(resolved.recipe, prepared.tokenizer, resolved.config.seed), resolved, prepared)
+def from_report(report: Report) -> RecipeTrainer:
+    """A trainer for a recipe that has passed its check."""
+    resolved, prepared = report.resolved, report.prepared
+    assert prepared is not None
+    model = load_base(resolved.recipe, prepared.tokenizer, resolved.config.seed)
+    return resolved.trainer_class(model, resolved, prepared, report.layout)

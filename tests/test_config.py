@@ -92,7 +92,11 @@ def test_an_unknown_dtype_is_one_line():
         ("label_smoothing_factor", "0.1", "label_smoothing_factor is 0.1: the loss here is the mean"),
         ("average_tokens_across_devices", "false", "average_tokens_across_devices is False: the loss here is the mean"),
         ("dataloader_drop_last", "true", "dataloader_drop_last is True: the rows of the last batch would not be trained"),
-        ("packing", "true", "packing is True: rows are not packed yet"),
+        ("packing", "bdf", "unknown packing 'bdf', did you mean 'bfd'?"),
+        ("overlong", "trimm", "unknown overlong 'trimm', did you mean 'trim'?"),
+        ("max_lost", "1.5", "max_lost is 1.5: it is a share, from 0 to 1"),
+        ("max_lost", "-0.1", "max_lost is -0.1: it is a share, from 0 to 1"),
+        ("row_tokens", "0", "row_tokens is 0: a row takes at least one token"),
         ("mask", "everything", "mask is 'everything': it would train a base to write its user's words"),
         ("mask", "complete", "unknown mask 'complete', did you mean 'completion'?"),
         ("loss_per", "tokens", "unknown loss_per 'tokens', did you mean 'token'?"),
@@ -105,6 +109,34 @@ def test_what_would_break_a_promise_is_refused(field, value, told):
     """None of these would be read by anything, or all of them would be read wrongly: better one line now."""
     (fault,) = faults(**{field: value})
     assert fault.startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [("true", "auto"), ("false", "none"), (True, "auto"), (False, "none"), ("True", "auto"), ("bfd", "bfd"), ("tree", "tree")],
+)
+def test_packing_takes_upstreams_truth_values_and_never_reaches_upstream(typed, read):
+    resolved = resolve("gemma-tools", "tiny", packing=typed)
+    assert resolved.recipe.packing == read and resolved.config.packing is False
+
+
+def test_a_field_of_ours_in_a_recipes_config_is_told_where_it_belongs(own_recipes):
+    """Upstream has a field `packing` too, and would take it there without a word."""
+    text = "from sft_recipes import Recipe, RecipeTrainer\n\nclass Own(RecipeTrainer):\n"
+    text += '    recipe = Recipe(model="m", data="d", config={"packing": True, "mask": "completion", "pakking": 1})\n'
+    (own_recipes / "own.py").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        resolve("own", "full", packing="none")
+    assert caught.value.faults == [
+        "unknown field of `config` 'packing': packing is a field of Recipe, not of its config",
+        "unknown field of `config` 'mask': mask is a field of Recipe, not of its config",
+        "unknown field 'pakking', did you mean 'packing'?",
+    ]
+
+
+def test_the_numbers_of_the_length_policy_are_read_as_such():
+    recipe = resolve("gemma-tools", "tiny", max_lost="0.5", row_tokens="4096").recipe
+    assert (recipe.overlong, recipe.max_lost, recipe.packing, recipe.row_tokens) == ("trim", 0.5, "auto", 4096)
 
 
 def test_lora_plus_is_read_as_a_number():

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from itertools import groupby
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from sft_recipes.config import resolve
 from sft_recipes.preflight import advice
 from sft_recipes.preflight.lengths import Batching, pack, packed_padding, padding_warnings, percentiles
 from sft_recipes.preflight.report import lost
+from sft_recipes.rows import Supervision, build_rows
 
 WORDS = [f"{a}{b}" for a in ("north", "south", "over", "under", "some") for b in ("ward", "side", "land", "where", "hill", "port", "way")]
 
@@ -47,7 +49,7 @@ def trainer(tmp_path_factory):
     from sft_recipes import build_trainer
 
     batches = dict(per_device_train_batch_size=4, per_device_eval_batch_size=3, gradient_accumulation_steps=2)
-    where = dict(output_dir=str(tmp_path_factory.mktemp("run")), report_to="none", max_length=900)
+    where = dict(output_dir=str(tmp_path_factory.mktemp("run")), report_to="none", max_length=450, max_lost=1.0)
     return build_trainer("gemma-tools", scale="tiny", train_dataset=long_chats(77), held_out=12, **batches, **where)
 
 
@@ -61,13 +63,14 @@ def test_counts_are_those_of_the_trainers_own_rows(report, trainer):
         found, lengths = report.counts[name], [len(ids) for ids in rows["input_ids"]]
         turns = [len(list(run)) for labels in rows["labels"] for learned, run in groupby(labels, lambda label: label != -100) if learned]
         assert (found["rows"], found["turns"], found["conversations"]) == (len(rows), len(turns), len(rows) + len(found["dropped"]))
+        assert found["lost_share"] == round(found["lost_tokens"] / (found["lost_tokens"] + sum(turns)), 4)
         assert (found["tokens"], found["supervised_tokens"]) == (sum(lengths), sum(turns))
         assert found["supervised_share"] == round(sum(turns) / sum(lengths), 4)
         for key, values in (("length", lengths), ("completion_length", turns)):
             shares = {f"p{percent}": middle(values, percent / 100) for percent in (5, 50, 95, 99)}
             assert found[key] == {**shares, "max": max(values)}
         assert found["in_source"] == found["conversations"]
-    assert report.counts["train"]["dropped"] and not report.sampled
+    assert report.counts["train"]["dropped"] and report.counts["train"]["trimmed"] and not report.sampled
 
 
 def test_percentiles_are_those_of_a_known_ramp():
@@ -248,19 +251,84 @@ def test_the_account_is_short_and_a_leak_is_named(jsonl, chats):
     assert lines[-1] == "check passed; turns end in <end_of_turn>"
 
 
-def test_lost_conversations_are_counted_and_the_first_named(report):
+def part_of(count, **account):
+    return SimpleNamespace(supervision=Supervision(**account), conversations=[{}] * count)
+
+
+def test_lost_conversations_are_counted_with_what_they_cost_and_the_first_named(report):
     part = report.prepared.train
-    dropped = part.supervision.dropped
-    (line,) = lost("train", part)
-    assert (
-        line.startswith(f"{len(dropped)} of {len(part.conversations)} train conversations are too long and dropped whole")
-        and dropped[0] in line
+    found = part.supervision
+    faults, (line,) = lost("train", part, 1.0)
+    count, share = len(found.trimmed) + len(found.dropped), f"{found.lost_tokens / (found.lost_tokens + found.supervised_tokens):.2%}"
+    how = f"{len(found.trimmed)} trimmed, {len(found.dropped)} dropped whole"
+    start = f"{count} of {len(part.conversations)} train conversations are too long ({how}), {share} of the supervised tokens are lost; "
+    longest = max(len(turn.prompt_ids + turn.completion_ids) for turns in part.turns for turn in turns)
+    assert not faults and line.startswith(f"{start}--max_length {longest} keeps all: {found.trimmed[0]}")
+    faults, (line,) = lost("train", part_of(9, unsupervised=[f"a:{i}" for i in range(5)]), 0.0)
+    assert not faults and line.startswith("5 of 9 train conversations teach nothing")
+    assert line.endswith("a:0; a:1; a:2; and 2 more, listed by check --json")
+
+
+def test_losing_more_than_allowed_is_a_fault_and_exactly_as_much_is_not():
+    part = part_of(2_000, supervised_tokens=980, lost_tokens=20, longest=5210, dropped=["a:7: no turn fits"])
+    assert lost("train", part, 0.02)[0] == [] and len(lost("train", part, 0.02)[1]) == 1
+    assert lost("train", part, 0.019) == (
+        [
+            "1 of 2,000 train conversations are too long (1 dropped whole), 2.00% of the supervised tokens are lost, max_lost is 1.90%; "
+            "--max_length 5210 keeps all, --max_lost 0.02 allows it: a:7: no turn fits"
+        ],
+        [],
     )
-    idle = SimpleNamespace(supervision=SimpleNamespace(dropped=[], unsupervised=[f"a:{i}" for i in range(5)]), conversations=[{}] * 9)
-    (line,) = lost("train", idle)
-    assert line.startswith("5 of 9 train conversations teach nothing") and line.endswith(
-        "a:0; a:1; a:2; and 2 more, listed by check --json"
-    )
+
+
+def test_what_is_lost_stops_training_and_is_a_warning_where_allowed_or_held_out(jsonl, chats):
+    """One long answer of eleven; in the held-out part, one of six."""
+    talk = [{"role": role, "content": "word " * 300} for role in ("user", "assistant")]
+    long = {"messages": [*chats(1, 400)[0]["messages"], *talk]}
+    words = ["--data", jsonl([*chats(10), long]), "--held_out", jsonl([*chats(5, 100), long], "held.jsonl"), "--max_length", "300"]
+    words = ["check", "gemma-tools", "--scale", "tiny", *words]
+    found = json.loads(run(*words, "--json").stdout)
+    place = r"data\.jsonl:11: 1 of 2 turns does not fit, from message 3 on: \d\d\d tokens, max_length is 300"
+    (fault,) = found["faults"]
+    assert fault.startswith("1 of 11 train conversations are too long (1 trimmed)") and re.search(place, fault)
+    assert any(line.startswith("1 of 6 held-out conversations are too long (1 trimmed)") for line in found["warnings"])
+    longest, share = re.search(r"--max_length (\d+) keeps all, --max_lost ([\d.]+) allows it", fault).groups()
+    for more in (["--max_length", longest], ["--max_lost", share]):
+        assert json.loads(run(*words, *more, "--json").stdout)["faults"] == []
+    allowed = run(*words, "--max_lost", share).stdout
+    assert "warning: 1 of 11 train conversations are too long" in allowed
+    assert re.search(r"^too long, trimmed +1 +1$", allowed, re.MULTILINE) and "too long, dropped" not in allowed
+    dropped = run(*words, "--max_lost", "1", "--overlong", "drop").stdout
+    assert re.search(r"^too long, dropped +1 +1$", dropped, re.MULTILINE) and "too long, trimmed" not in dropped
+    refused = json.loads(run(*words, "--overlong", "refuse", "--json").stdout)["faults"]
+    assert [fault.split(": ")[0] for fault in refused] == ["data.jsonl:11", "held.jsonl:6"]
+    assert all(fault.endswith(f"; --max_length {longest} keeps all, or choose --overlong trim or --overlong drop") for fault in refused)
+
+
+def test_refusing_names_the_right_lines_where_others_have_faults_of_their_own(jsonl, chats):
+    wrong = {"messages": [{"role": "user", "content": "x <end_of_turn>"}, {"role": "assistant", "content": "y"}]}
+    long = {"messages": [{"role": "user", "content": "word " * 300}, {"role": "assistant", "content": "y"}]}
+    words = ["--data", jsonl([wrong, *chats(10), long]), "--held_out", jsonl(chats(5, 100), "held.jsonl"), "--max_length", "300"]
+    found = json.loads(run("check", "gemma-tools", "--scale", "tiny", *words, "--overlong", "refuse", "--json").stdout)
+    assert [fault.split(": ")[0] for fault in found["faults"]] == ["data.jsonl:1, message 0", "data.jsonl:12"]
+
+
+def test_rows_that_get_lost_on_their_way_stop_every_start(monkeypatch, jsonl, chats):
+    def careless(*args):
+        rows, account = build_rows(*args)
+        return rows[1:], account
+
+    monkeypatch.setattr("sft_recipes.prepare.build_rows", careless)
+    words = ["--data", jsonl(chats(10)), "--held_out", jsonl(chats(5, 100), "held.jsonl")]
+    found = json.loads(run("check", "gemma-tools", "--scale", "tiny", *words, "--json").stdout)["faults"]
+    assert len(found) == 2 and all("supervised tokens went in" in fault for fault in found)
+
+
+def test_where_all_are_too_long_the_length_that_keeps_them_is_named(jsonl, chats):
+    words = ["--data", jsonl(chats(10)), "--held_out", jsonl(chats(5, 100), "held.jsonl"), "--max_length", "3"]
+    found = json.loads(run("check", "gemma-tools", "--scale", "tiny", *words, "--json").stdout)["faults"]
+    assert [fault.partition(": ")[0] for fault in found] == ["no training conversation is left", "no held-out conversation is left"]
+    assert all(re.search(r"max_length is 3; --max_length \d+ keeps all$", fault) for fault in found)
 
 
 def test_a_conversation_without_anything_to_learn_is_named(jsonl, chats):

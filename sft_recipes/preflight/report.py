@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,14 +11,16 @@ from typing import Any
 
 import torch
 
+from ..attention.sharing import obstacle
 from ..config import Resolved
 from ..evaluate import judge
 from ..optim.groups import account, parameter_groups
 from ..prepare import Part, Prepared, prepare
 from ..recipe import RecipeError
+from ..rows import Supervision, fitting
 from ..weights import unweighted
 from ..weights.skeleton import adapted
-from . import advice, duplicates
+from . import advice, duplicates, layouts
 from .lengths import Batching, packed_padding, padding_warnings, percentiles
 
 SAMPLE = 20_000  # conversations of each part that `check` supervises unless told to take all
@@ -31,6 +34,7 @@ class Report:
 
     resolved: Resolved
     prepared: Prepared | None = None
+    layout: layouts.Layout | None = None
     faults: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=dict)
@@ -61,8 +65,10 @@ def check(
     """
     report = Report(resolved)
     recipe, config = resolved.recipe, resolved.config
+    hindered = ""
     try:
         model = unweighted(recipe.model)
+        hindered = obstacle(model, recipe.adapter)
         parameters = sum(p.numel() for p in model.parameters())
         report.counts["parameters"] = parameters
         report.faults += disk_faults(Path(str(config.output_dir)), parameters * torch.finfo(getattr(torch, recipe.dtype)).bits // 8)
@@ -75,6 +81,10 @@ def check(
     except RecipeError as error:
         report.faults += [fault for fault in error.faults if fault not in report.faults]
         return report
+    try:
+        report.layout = layouts.choose(recipe, config, report.prepared.train.rows, hindered)
+    except RecipeError as error:
+        report.faults += error.faults
     _look_at(report, report.prepared)
     return report
 
@@ -104,7 +114,9 @@ def _look_at(report: Report, prepared: Prepared) -> None:
     batching = {"train": Batching.training(config), "held_out": Batching.evaluation(config)}
     for name, part in (("train", prepared.train), ("held_out", prepared.held_out)):
         report.counts[name] = counts(part, batching[name], config.max_length)
-        report.warnings += lost(name, part)
+        faults, warnings = lost(name, part, report.resolved.recipe.max_lost if name == "train" else 1.0)
+        report.faults += faults
+        report.warnings += warnings
     report.counts["stop_tokens"] = prepared.tokenizer.convert_ids_to_tokens(sorted(prepared.stop_ids))
     copies = duplicates.find(prepared.train.conversations, prepared.held_out.conversations)
     report.counts["duplicates"] = copies.as_dict()
@@ -127,12 +139,12 @@ def counts(part: Part, batching: Batching, max_length: int | None) -> dict[str, 
     of pad positions in the batches as they are and in rows packed into `max_length`.
     """
     lengths, trained = row_lengths(part), {row["source"] for row in part.rows}
-    turns = [turn for c, turns in zip(part.conversations, part.turns, strict=True) if c["source"] in trained for turn in turns]
+    kept = [turns for c, turns in zip(part.conversations, part.turns, strict=True) if c["source"] in trained]
     return {
         **part.supervision.as_dict(),
         "in_source": part.read,
         "length": percentiles(lengths),
-        "completion_length": percentiles([len(turn.completion_ids) for turn in turns]),
+        "completion_length": percentiles([len(turn.completion_ids) for turns in kept for turn in fitting(turns, max_length)]),
         "padding": {"unpacked": round(batching.padding(lengths), 4), "packed": round(packed_padding(lengths, max_length), 4)},
     }
 
@@ -142,16 +154,30 @@ def row_lengths(part: Part) -> list[int]:
     return [len(row["input_ids"]) for row in part.rows]
 
 
-def lost(name: str, part: Part) -> list[str]:
-    """One line each for the conversations of a part that are too long, or have nothing to learn; the counts list them all."""
-    found, dropped, said = [], part.supervision.dropped, f"{len(part.conversations):,} {name.replace('_', '-')} conversations"
-    if dropped:
-        text = f"{len(dropped):,} of {said} are too long and dropped whole, raise --max_length to keep them"
-        found.append(f"{text}: {_first(dropped)}")
-    if idle := part.supervision.unsupervised:
-        text = f'{len(idle):,} of {said} teach nothing, every assistant message has "train": false'
-        found.append(f"{text}: {_first(idle)}")
-    return found
+def lost(name: str, part: Part, max_lost: float) -> tuple[list[str], list[str]]:
+    """Faults and warnings, one line each, about conversations that are too long or have nothing to learn; the counts list them all.
+
+    Args:
+        name: of the part, `train` or `held_out`.
+        max_lost: share of the part's supervised tokens above which their loss is a fault, 0 to 1.
+    """
+    account, said = part.supervision, f"{len(part.conversations):,} {name.replace('_', '-')} conversations"
+    long = [_too_long(account, said, max_lost)] if account.trimmed or account.dropped else []
+    idle = f'{len(account.unsupervised):,} of {said} teach nothing, every assistant message has "train": false'
+    warnings = [f"{idle}: {_first(account.unsupervised)}"] if account.unsupervised else []
+    return (long, warnings) if account.lost_share > max_lost else ([], long + warnings)
+
+
+def _too_long(account: Supervision, said: str, max_lost: float) -> str:
+    """How many of the conversations are too long, what that costs, what helps, and the first places."""
+    places, became = account.trimmed + account.dropped, {"trimmed": account.trimmed, "dropped whole": account.dropped}
+    text = f"{len(places):,} of {said} are too long ({', '.join(f'{len(found):,} {what}' for what, found in became.items() if found)})"
+    text += f", {account.lost_share:.2%} of the supervised tokens are lost"
+    ways = f"--max_length {account.longest} keeps all"
+    if account.lost_share > max_lost:
+        text += f", max_lost is {max_lost:.2%}"
+        ways += f", --max_lost {math.ceil(account.lost_share * 100) / 100:g} allows it"
+    return f"{text}; {ways}: {_first(places)}"
 
 
 def _first(places: list[str], shown: int = 3) -> str:

@@ -1,11 +1,15 @@
 """Turns to rows (promises 3 and 4): what the model sees in one forward pass.
 
 separate     one sequence a row, as it is served      account      what went in, what is trained, what was left out
+overlong     what is done with those too long         forest       equal beginnings stored once
+packing      trees laid together into packed rows     layout       trees to columns
 dataset      rows by column
 """
 
-from .account import IGNORED, Supervision
+from .account import IGNORED, Supervision, balance
 from .dataset import dataset
+from .overlong import fitting
+from .packing import Packed, pack
 from .separate import build_rows, paths
 
-__all__ = ["IGNORED", "Supervision", "build_rows", "dataset", "paths"]
+__all__ = ["IGNORED", "Packed", "Supervision", "balance", "build_rows", "dataset", "fitting", "pack", "paths"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ..recipe import RecipeError
 from ..turns import Turn
 from .account import IGNORED, Supervision
+from .overlong import fitting, length, told
 
 
 class Path(NamedTuple):
@@ -48,37 +50,34 @@ def paths(turns: Sequence[Turn]) -> list[Path]:
 
 
 def build_rows(
-    supervised: Iterable[tuple[str, Sequence[Turn]]], max_length: int | None, mask: str = "completion", loss_per: str = "token"
+    supervised: Iterable[tuple[str, Sequence[Turn]]],
+    max_length: int | None,
+    mask: str = "completion",
+    loss_per: str = "token",
+    overlong: str = "trim",
 ) -> tuple[list[dict[str, Any]], Supervision]:
     """Rows for training, and the account of them.
 
     Args:
         supervised: each conversation's `file:line` and turns.
-        max_length: conversations with a longer row (in tokens) are dropped whole and listed; `None` keeps all.
+        max_length: a turn fits when its prompt and itself have at most this many tokens; `None` keeps all.
         mask: `everything` labels the context as well.
         loss_per: `example` gives every conversation the same weight, spread over its supervised tokens.
+        overlong: a conversation with turns that do not fit keeps the others (`trim`; nothing is cut within a turn), is left out
+            whole (`drop`), or is a fault (`refuse`). What is left out is listed in the account.
 
     Returns:
         rows `{"input_ids", "labels", "source"}`, with `loss_weights` (one float a token) where the tokens of the dataset do not
         all count alike; and the `Supervision`.
+
+    Raises:
+        RecipeError: every conversation that is too long, where these are refused.
     """
-    kept: list[tuple[str, list[Path]]] = []
     account = Supervision()
-    for source, turns in supervised:
-        sequences = [path.unmasked() if mask == "everything" else path for path in paths(turns)]
-        longest = max((len(path.input_ids) for path in sequences), default=0)
-        account.conversations += 1
-        if not turns:
-            account.unsupervised.append(source)
-            continue
-        if max_length is not None and longest > max_length:
-            account.dropped.append(f"{source}: {longest} tokens, max_length is {max_length}")
-            continue
-        account.turns += len(turns)
-        account.rows += len(sequences)
-        account.tokens += sum(len(path.input_ids) for path in sequences)
-        account.supervised_tokens += sum(len(path.labels) - path.labels.count(IGNORED) for path in sequences)
-        kept.append((source, sequences))
+    kept = [(source, _kept(source, turns, max_length, mask, overlong, account)) for source, turns in supervised]
+    if overlong == "refuse" and account.dropped:
+        ways = f"--max_length {account.longest} keeps all, or choose --overlong trim or --overlong drop"
+        raise RecipeError(*(f"{place}; {ways}" for place in account.dropped))
     rows: list[dict[str, Any]] = [
         {"input_ids": path.input_ids, "labels": path.labels, "source": source} for source, sequences in kept for path in sequences
     ]
@@ -87,6 +86,34 @@ def build_rows(
         for row, found in zip(rows, weights, strict=True):
             row["loss_weights"] = found
     return rows, account
+
+
+def _kept(source: str, turns: Sequence[Turn], max_length: int | None, mask: str, overlong: str, account: Supervision) -> list[Path]:
+    """The sequences of a conversation's turns that are trained; the account has what they are and what was left out."""
+    fit = fitting(turns, max_length)
+    if overlong != "trim" and len(fit) < len(turns):
+        fit = []
+    sequences = _sequences(fit, mask)
+    account.conversations += 1
+    account.turns += len(fit)
+    account.rows += len(sequences)
+    account.tokens += sum(len(path.input_ids) for path in sequences)
+    account.supervised_tokens += _labelled(sequences)
+    account.longest = max(account.longest, *map(length, turns), 0)
+    if not turns:
+        account.unsupervised.append(source)
+    elif max_length is not None and len(fit) < len(turns):
+        (account.trimmed if fit else account.dropped).append(told(source, turns, max_length))
+        account.lost_tokens += _labelled(_sequences(turns, mask)) - _labelled(sequences)
+    return sequences
+
+
+def _sequences(turns: Sequence[Turn], mask: str) -> list[Path]:
+    return [path.unmasked() if mask == "everything" else path for path in paths(turns)]
+
+
+def _labelled(sequences: Sequence[Path]) -> int:
+    return sum(len(path.labels) - path.labels.count(IGNORED) for path in sequences)
 
 
 def _loss_weights(sequences: Sequence[Path], loss_per: str) -> list[list[float]]:

@@ -1,0 +1,106 @@
+"""Separate rows to packed rows: trees of them laid together, as few tokens and as little empty space as best fit finds."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..recipe import RecipeError
+from .forest import Forest, Node, plant
+from .layout import Sequences, lay_out
+from .splitting import best_fit, split
+
+STEP = 1.01  # between the row sizes that are tried where the number of rows is given
+
+
+@dataclass
+class Packed:
+    """Packed rows, and what packing did.
+
+    Attributes:
+        rows: as `lay_out` gives them.
+        row_tokens: what no row exceeds.
+        tokens: laid out, all rows together.
+        separate_tokens: of the separate rows together.
+        least_tokens: of the trees, were none split.
+        conversations: how many there are.
+    """
+
+    rows: list[dict[str, Any]]
+    row_tokens: int
+    tokens: int
+    separate_tokens: int
+    least_tokens: int
+    conversations: int
+
+    @property
+    def empty(self) -> float:
+        """Share of the rows' room that holds no token, 0 to 1."""
+        return 1 - self.tokens / (len(self.rows) * self.row_tokens) if self.rows else 0.0
+
+
+def pack(rows: Sequence[dict[str, Any]], share: bool, row_tokens: int | None = None, count: int | None = None, seed: int = 42) -> Packed:
+    """Lay separate rows together; the same for the same seed.
+
+    Args:
+        rows: as `build_rows` gives them.
+        share: equal beginnings are stored once (exact only where no layer mixes neighbouring positions), else each row stands alone.
+        row_tokens: how many tokens a packed row may hold; or
+        count: how many packed rows there may be, which then are as small as possible, within a hundredth.
+        seed: of the order of rows, and of the branches in a tree.
+
+    Raises:
+        RecipeError: a separate row is longer than `row_tokens`.
+    """
+    sequences = Sequences.of(rows)
+    lengths = sequences.lengths
+    contexts = sequences.contexts() if share else [b""] * len(lengths)
+    forest = plant(contexts, lengths, sequences.owners, seed)
+    longest = max(lengths, default=1)
+    if row_tokens is None:
+        row_tokens = _smallest(forest, longest, count or 1, seed)
+    elif longest > row_tokens:
+        raise RecipeError(_too_long(sequences, row_tokens))
+    packed = arrange(forest, row_tokens, seed)
+    tokens = sum(tree.size for trees in packed for tree in trees)
+    return Packed(lay_out(sequences, packed), row_tokens, tokens, sum(lengths), forest.tokens, len(sequences.sources))
+
+
+def _too_long(sequences: Sequences, row_tokens: int) -> str:
+    lengths = sequences.lengths
+    longest, number = max(lengths), sum(length > row_tokens for length in lengths)
+    source = sequences.sources[sequences.owners[lengths.index(longest)]]
+    others = f" (the longest of {number:,})" if number > 1 else ""
+    return (
+        f"{source}: a context of {longest:,} tokens{others} does not fit into rows of {row_tokens:,}; "
+        f"pass --row_tokens {longest} or more, or a smaller --max_length"
+    )
+
+
+def _smallest(forest: Forest, longest: int, count: int, seed: int) -> int:
+    """The smallest size, within `STEP`, for which there are at most `count` rows."""
+    low = max(longest, -(-forest.tokens // count))
+
+    def size(step: int) -> int:
+        return round(low * STEP**step)
+
+    def enough(step: int) -> bool:
+        return len(arrange(forest, size(step), seed)) <= count
+
+    high = 1
+    while not enough(high):
+        high *= 2
+    return size(bisect.bisect_left(range(high), True, key=enough))
+
+
+def arrange(forest: Forest, row_tokens: int, seed: int) -> list[list[Node]]:
+    """The trees of each packed row, none larger than `row_tokens`: best fit decreasing, in random order by the seed."""
+    generator = np.random.default_rng(seed)
+    trees = split(forest, row_tokens)
+    trees = [trees[i] for i in generator.permutation(len(trees))]
+    packed = [[trees[i] for i in row] for row in best_fit([tree.size for tree in trees], row_tokens)]
+    return [packed[i] for i in generator.permutation(len(packed))]
