@@ -35,6 +35,8 @@ def print_report(report: Report) -> None:
     if "duplicates" in report.counts:
         out.print(_account(report.counts))
         out.print(_lengths(report.counts))
+        if "layout" in report.counts:
+            out.print(_layouts(report.counts), _chosen(report.counts["layout"]), sep="\n")
         if "optimizer" in report.counts:
             out.print(_groups(report.counts["optimizer"]))
     for line in _sampled(report):
@@ -62,7 +64,6 @@ def _account(counts: dict[str, Any]) -> Table:
             table.add_row(name, *(f"{len(c[loss]):,}" for c in parts), style="yellow")
     table.add_row("turns in rows", *(f"{c['turns']:,} in {c['rows']:,}" for c in parts))
     table.add_row("supervised tokens", *(f"{c['supervised_tokens']:,} of {c['tokens']:,} ({c['supervised_share']:.0%})" for c in parts))
-    table.add_row("padding", *(f"{c['padding']['unpacked']:.1%} ({c['padding']['packed']:.1%} if packed)" for c in parts))
     repeated, leaked = (f"{copies[p]['exact']:,} exact, {copies[p]['near']:,} near" for p in ("train", "held_out_in_train"))
     table.add_row("duplicates", repeated, f"{leaked} in train")
     return table
@@ -78,6 +79,33 @@ def _lengths(counts: dict[str, Any]) -> Table:
             found = counts[part][kind]
             table.add_row(f"{name}, {part.replace('_', '-')}", *(f"{found[point]:,}" for point in points if found))
     return table
+
+
+def _layouts(counts: dict[str, Any]) -> Table:
+    """What the training rows cost in every layout, the chosen one in bold; its steps beside those without packing."""
+    layout, steps = counts["layout"], counts["steps"]
+    columns = (Column(name, justify="right") for name in ("tokens", "predicted speed-up", "steps/epoch", "conversations/step"))
+    table = Table(Column("layout", style=CONTEXT), *columns, box=None, pad_edge=False)
+    flops, about = (layout["predicted"] or {}).get("flops", {}), "about " if steps["estimated"] else ""
+    for name in flops or ["padded"]:
+        taken = name == layout["chosen"]
+        found = steps["with_layout"] if taken else steps["without_packing"] if name == "padded" else None
+        cells = (f"{about}{found['per_epoch']:,}", f"{found['conversations_per_step']:,.1f}") if found else ()
+        faster = f"{flops['padded'] / flops[name]:.2f}x" if flops else ""
+        table.add_row(f"{name}, chosen" if taken else name, f"{layout['tokens'][name]:,}", faster, *cells, style="bold" if taken else "")
+    return table
+
+
+def _chosen(layout: dict[str, Any]) -> Text:
+    """The layout that is used, why, and what it saves."""
+    name = {"none": "one conversation each"}.get(layout["name"], layout["name"])
+    text = f"rows: {name}, {layout['reason']}; {layout['kernel']}"
+    if layout["name"] == "tree":
+        least, left = 1 / layout["limit"], layout["tokens"]["tree"] / layout["tokens"]["packed"]
+        text += f"; sharing saves {1 - left:.0%} of the tokens, {1 - least:.0%} at most" if least < 1 else "; nothing to share"
+    if (layout["predicted"] or {}).get("all_experts_counted"):
+        text += "; the prediction counts all experts"
+    return Text(text)
 
 
 def _groups(groups: list[dict[str, Any]]) -> Table:

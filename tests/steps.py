@@ -11,7 +11,7 @@ from peft import LoraConfig
 from transformers import Gemma4Config, Gemma4ForConditionalGeneration, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from sft_recipes import Recipe, RecipeConfig, RecipeError, supervise
-from sft_recipes.rows import build_rows, dataset
+from sft_recipes.rows import build_rows, dataset, pack
 from sft_recipes.step import StepTrainer
 
 SIZE = dict(vocab_size=2048, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
@@ -162,6 +162,9 @@ if __name__ == "__main__":
                 alone = trainer_of(kind, folder, found=rows(trainer.processing_class)[:13], per_device_eval_batch_size=3, **layout)
                 results[kind]["eval_loss"].append(alone.evaluate()["eval_loss"])
             results[kind]["processes"] = trainer.accelerator.num_processes
+            packed = pack(rows(trainer.processing_class), share=True, count=4).rows
+            layout = dict(per_device_train_batch_size=1, gradient_accumulation_steps=2)
+            results[kind]["packed"] = one_step(kind, folder, packed, **layout)[:2]
             noisy = trainer_of(kind, folder, neftune_noise_alpha=5.0, per_device_train_batch_size=4, gradient_accumulation_steps=2)
             noise = Noise(noisy, 5.0)
             noisy.train()

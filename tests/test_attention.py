@@ -1,9 +1,12 @@
 """The attention of packed rows: every visible pair once, no other pair at all, the numbers of the slow obvious way."""
 
+import inspect
 import random
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from transformers.masking_utils import flex_attention_mask
 
 from sft_recipes.attention import Layout, ragged
 from sft_recipes.attention.pieces import SMALL, pieces, segments
@@ -133,3 +136,21 @@ def test_a_branch_knows_nothing_of_the_others_bit_for_bit(window):
         outside[start:end] = False
         assert torch.equal(after[:, :, outside], before[:, :, outside])
         assert not torch.equal(after[:, :, start:stop], before[:, :, start:stop])
+
+
+@pytest.mark.parametrize("window", [None, 17])
+def test_flex_attention_under_the_same_rule_gives_the_same(window):
+    """What CUDA computes, as far as a CPU can: forward, without compilation, through the function that transformers is given."""
+    torch.manual_seed(0)
+    layout = FORESTS["3-90"]
+    seen = layout.seen(window)
+    query, key, value = (torch.randn(1, heads, len(layout), 16) for heads in (4, 2, 2))
+    block_mask = create_block_mask(seen.allows, 1, None, len(layout), len(layout), device="cpu")
+    found = flex_attention(query, key, value, block_mask=block_mask, enable_gqa=True)
+    assert torch.allclose(found, ragged.attention(query, key, value, seen, None), atol=1e-5)
+
+
+def test_transformers_makes_such_a_mask_from_what_it_is_given_on_cuda():
+    taken = inspect.signature(flex_attention_mask).parameters
+    assert {"batch_size", "q_length", "kv_length", "mask_function", "device"} <= taken.keys()
+    assert all(taken[name].default == 0 for name in ("q_offset", "kv_offset"))

@@ -99,9 +99,12 @@ def test_on_data_that_share_nothing_trees_are_plain_packed_rows():
     assert same(pack(rows, True, 2048), pack(rows, False, 2048))
 
 
-def test_another_seed_gives_another_order():
-    rows = talks(50, np.random.default_rng(2))
-    assert not same(pack(rows, True, 2048), pack(rows, True, 2048, seed=43))
+def test_another_seed_gives_other_neighbours_and_another_order_of_rows():
+    alike = [row(range(i, i + 500), 250, f"a:{i}") for i in range(40)]
+    neighbours = [sorted(sorted(one["sources"]) for one in pack(alike, True, 2000, seed=seed).rows) for seed in (1, 1, 2)]
+    assert neighbours[0] == neighbours[1] != neighbours[2]
+    unlike = [row(range(1000 - i), 250, f"a:{i}") for i in range(9)]
+    assert len({pack(unlike, False, 1000, seed=seed).rows[0]["sources"][0] for seed in range(9)}) > 3
 
 
 def test_a_size_is_found_that_is_within_a_hundredth_of_the_smallest_for_as_many_rows():
@@ -164,6 +167,12 @@ def test_best_fit_lays_each_thing_into_one_box_and_fills_them():
     boxes = best_fit(sizes, 1000)
     assert sorted(i for box in boxes for i in box) == [*range(2000)]
     assert all(sum(sizes[i] for i in box) <= 1000 for box in boxes) and len(boxes) == -(-sum(sizes) // 1000)
+
+
+@pytest.mark.parametrize("size", [0, 11])
+def test_what_fits_into_no_box_is_refused(size):
+    with pytest.raises(ValueError, match="sizes from 1 to 10"):
+        best_fit([5, size], 10)
 
 
 def test_packed_rows_become_a_dataset_and_come_back():

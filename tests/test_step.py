@@ -65,6 +65,7 @@ def test_a_step_is_the_same_on_two_processes(whole, on_two_processes, kind):
     found = on_two_processes[kind]
     assert found["processes"] == 2
     assert_same_step((found["logs"], found["gradients"]), whole[kind])
+    assert_same_step(found["packed"], whole[kind])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -119,9 +119,9 @@ def test_full_fine_tuning_deploys_too(make):
 
 def test_over_long_conversations_are_listed_in_the_metrics(make, chats):
     long = {"messages": [{"role": "user", "content": "word " * 3000}, {"role": "assistant", "content": "x"}]}
-    trainer = make("long", train_dataset=[*chats(30), long], eval_dataset=chats(3, start=50))
+    trainer = make("long", train_dataset=[*chats(30), long], eval_dataset=chats(3, start=50), max_lost=0.05)
     assert trainer.prepared.train.supervision.dropped[0].startswith("train_dataset:30: ")
-    assert len(trainer.train_dataset) == 30
+    assert sorted(source for row in trainer.train_dataset["sources"] for source in row) == sorted(f"train_dataset:{i}" for i in range(30))
 
 
 def test_a_finished_run_can_be_scored_and_merged_again(finished):

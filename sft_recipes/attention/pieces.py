@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 SMALL = 64  # tokens below which a call of its own costs more than the pairs it saves
+LARGE = 512  # queries of a rectangle above which what a call gives back no longer fits into the processor's caches
 
 Segment = tuple[int, int, int]  # first token, the one behind the last, the one behind the last descendant
 
@@ -58,7 +59,7 @@ def pieces(found: Sequence[Segment], position: Sequence[int], window: int | None
         if end == stop:
             continue
         if window is None or max(position[start:end]) - position[start] < window:
-            result.append(Piece(stop, end, start, stop, False))
+            result += [Piece(first, min(first + LARGE, end), start, stop, False) for first in range(stop, end, LARGE)]
         else:
             result += _within(found[number + 1 :], position, (start, stop, end), window)
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,17 +10,18 @@ from typing import Any
 
 import torch
 
-from ..attention.sharing import obstacle
 from ..config import Resolved
 from ..evaluate import judge
 from ..optim.groups import account, parameter_groups
 from ..prepare import Part, Prepared, prepare
 from ..recipe import RecipeError
-from ..rows import Supervision, fitting
+from ..rows import fitting
 from ..weights import unweighted
 from ..weights.skeleton import adapted
-from . import advice, duplicates, layouts
-from .lengths import Batching, packed_padding, padding_warnings, percentiles
+from . import advice, duplicates, steps
+from .layouts import Abilities, Layout, abilities, choose
+from .lengths import Batching, padding_warnings, percentiles
+from .omitted import lost
 
 SAMPLE = 20_000  # conversations of each part that `check` supervises unless told to take all
 PARTS = ("train", "held_out")
@@ -34,7 +34,7 @@ class Report:
 
     resolved: Resolved
     prepared: Prepared | None = None
-    layout: layouts.Layout | None = None
+    layout: Layout | None = None
     faults: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=dict)
@@ -65,10 +65,10 @@ def check(
     """
     report = Report(resolved)
     recipe, config = resolved.recipe, resolved.config
-    hindered = ""
+    able = None
     try:
         model = unweighted(recipe.model)
-        hindered = obstacle(model, recipe.adapter)
+        able = abilities(model, recipe.adapter, config)
         parameters = sum(p.numel() for p in model.parameters())
         report.counts["parameters"] = parameters
         report.faults += disk_faults(Path(str(config.output_dir)), parameters * torch.finfo(getattr(torch, recipe.dtype)).bits // 8)
@@ -81,11 +81,9 @@ def check(
     except RecipeError as error:
         report.faults += [fault for fault in error.faults if fault not in report.faults]
         return report
-    try:
-        report.layout = layouts.choose(recipe, config, report.prepared.train.rows, hindered)
-    except RecipeError as error:
-        report.faults += error.faults
     _look_at(report, report.prepared)
+    if able:
+        _lay_out(report, report.prepared.train, able)
     return report
 
 
@@ -110,7 +108,7 @@ def _trained(report: Report, model: Any) -> None:
 
 def _look_at(report: Report, prepared: Prepared) -> None:
     """Counts of what was prepared, and warnings about it."""
-    config, lengths = report.resolved.config, row_lengths(prepared.train)
+    config = report.resolved.config
     batching = {"train": Batching.training(config), "held_out": Batching.evaluation(config)}
     for name, part in (("train", prepared.train), ("held_out", prepared.held_out)):
         report.counts[name] = counts(part, batching[name], config.max_length)
@@ -120,7 +118,24 @@ def _look_at(report: Report, prepared: Prepared) -> None:
     report.counts["stop_tokens"] = prepared.tokenizer.convert_ids_to_tokens(sorted(prepared.stop_ids))
     copies = duplicates.find(prepared.train.conversations, prepared.held_out.conversations)
     report.counts["duplicates"] = copies.as_dict()
-    report.warnings += copies.warnings() + padding_warnings(lengths, config) + reference_warnings(report.resolved, prepared)
+    report.warnings += copies.warnings() + reference_warnings(report.resolved, prepared)
+
+
+def _lay_out(report: Report, part: Part, able: Abilities) -> None:
+    """The layout of the training rows, what it costs beside others, and the steps it makes."""
+    recipe, config, supervised = report.resolved.recipe, report.resolved.config, part.supervision.supervised_tokens
+    try:
+        layout = report.layout = choose(recipe, config, part.rows, supervised, able)
+    except RecipeError as error:
+        report.faults += error.faults
+        return
+    share = len(part.conversations) / part.read
+    found, without = steps.counted(layout, part.rows, supervised, config, share)
+    report.counts["layout"] = layout.counts(supervised)
+    report.counts["steps"] = {"estimated": share < 1, "with_layout": found.as_dict(), "without_packing": without.as_dict()}
+    report.warnings += steps.warnings(recipe, config, part.rows, found, without)
+    if layout.packed is None:
+        report.warnings += padding_warnings(row_lengths(part), config, able.obstacle)
 
 
 def disk_faults(folder: Path, model_bytes: int) -> list[str]:
@@ -133,10 +148,10 @@ def disk_faults(folder: Path, model_bytes: int) -> list[str]:
 
 
 def counts(part: Part, batching: Batching, max_length: int | None) -> dict[str, Any]:
-    """The account of one part: conversations here and in its source, tokens, percentiles of lengths in tokens, padding shares.
+    """The account of one part: conversations here and in its source, tokens, percentiles of lengths in tokens, padding.
 
-    `length` is that of rows, `completion_length` of turns from the first learned token to the stop token; `padding` is the share
-    of pad positions in the batches as they are and in rows packed into `max_length`.
+    `length` is that of separate rows, `completion_length` of turns from the first learned token to the stop token; `padding` is the
+    share of pad positions in batches of separate rows.
     """
     lengths, trained = row_lengths(part), {row["source"] for row in part.rows}
     kept = [turns for c, turns in zip(part.conversations, part.turns, strict=True) if c["source"] in trained]
@@ -145,44 +160,13 @@ def counts(part: Part, batching: Batching, max_length: int | None) -> dict[str, 
         "in_source": part.read,
         "length": percentiles(lengths),
         "completion_length": percentiles([len(turn.completion_ids) for turns in kept for turn in fitting(turns, max_length)]),
-        "padding": {"unpacked": round(batching.padding(lengths), 4), "packed": round(packed_padding(lengths, max_length), 4)},
+        "padding": round(batching.padding(lengths), 4),
     }
 
 
 def row_lengths(part: Part) -> list[int]:
     """Tokens of each row."""
     return [len(row["input_ids"]) for row in part.rows]
-
-
-def lost(name: str, part: Part, max_lost: float) -> tuple[list[str], list[str]]:
-    """Faults and warnings, one line each, about conversations that are too long or have nothing to learn; the counts list them all.
-
-    Args:
-        name: of the part, `train` or `held_out`.
-        max_lost: share of the part's supervised tokens above which their loss is a fault, 0 to 1.
-    """
-    account, said = part.supervision, f"{len(part.conversations):,} {name.replace('_', '-')} conversations"
-    long = [_too_long(account, said, max_lost)] if account.trimmed or account.dropped else []
-    idle = f'{len(account.unsupervised):,} of {said} teach nothing, every assistant message has "train": false'
-    warnings = [f"{idle}: {_first(account.unsupervised)}"] if account.unsupervised else []
-    return (long, warnings) if account.lost_share > max_lost else ([], long + warnings)
-
-
-def _too_long(account: Supervision, said: str, max_lost: float) -> str:
-    """How many of the conversations are too long, what that costs, what helps, and the first places."""
-    places, became = account.trimmed + account.dropped, {"trimmed": account.trimmed, "dropped whole": account.dropped}
-    text = f"{len(places):,} of {said} are too long ({', '.join(f'{len(found):,} {what}' for what, found in became.items() if found)})"
-    text += f", {account.lost_share:.2%} of the supervised tokens are lost"
-    ways = f"--max_length {account.longest} keeps all"
-    if account.lost_share > max_lost:
-        text += f", max_lost is {max_lost:.2%}"
-        ways += f", --max_lost {math.ceil(account.lost_share * 100) / 100:g} allows it"
-    return f"{text}; {ways}: {_first(places)}"
-
-
-def _first(places: list[str], shown: int = 3) -> str:
-    more = f"; and {len(places) - shown:,} more, listed by check --json" if len(places) > shown else ""
-    return "; ".join(places[:shown]) + more
 
 
 def reference_warnings(resolved: Resolved, prepared: Prepared) -> list[str]:
@@ -195,25 +179,3 @@ def reference_warnings(resolved: Resolved, prepared: Prepared) -> list[str]:
         return []
     first = wrong[0].question
     return [f"{len(wrong)} of {len(samples)} references do not score 1 on {primary}, first: {first.source}, message {first.message_index}"]
-
-
-def plan(report: Report) -> dict[str, Any]:
-    """Tokens per step, steps, and the size of the weights; from counts, nothing is measured.
-
-    Raises:
-        RecipeError: the check found faults.
-    """
-    if report.faults or report.prepared is None:
-        raise RecipeError(*report.faults)
-    recipe, config = report.resolved.recipe, report.resolved.config
-    train, rows_per_step = report.counts["train"], config.train_batch_size * config.gradient_accumulation_steps
-    steps = config.max_steps if config.max_steps > 0 else int(-(-train["rows"] // rows_per_step) * config.num_train_epochs)
-    bits = 4.5 if recipe.quantization is not None else torch.finfo(getattr(torch, recipe.dtype)).bits
-    return {
-        "parameters": report.counts["parameters"],
-        "weights_gb": report.counts["parameters"] * bits / 8 / 1e9,
-        "rows_per_step": rows_per_step,
-        "tokens_per_step": round(train["tokens"] / train["rows"] * rows_per_step),
-        "supervised_tokens_per_step": round(train["supervised_tokens"] / train["rows"] * rows_per_step),
-        "steps": steps,
-    }

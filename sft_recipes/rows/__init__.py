@@ -2,7 +2,8 @@
 
 separate     one sequence a row, as it is served      account      what went in, what is trained, what was left out
 overlong     what is done with those too long         forest       equal beginnings stored once
-packing      trees laid together into packed rows     layout       trees to columns
+splitting    trees that fit into rows                 packing      all of it: `pack`
+layout       trees to columns                         grouping     length-grouped batches, without packing
 dataset      rows by column
 """
 

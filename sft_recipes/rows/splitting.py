@@ -83,8 +83,13 @@ def best_fit(
 
     Returns:
         the things in each box, as indices into `sizes`; of equal ones the first comes first.
+
+    Raises:
+        ValueError: a thing fits into no box.
     """
     sizes = list(sizes)
+    if sizes and not 1 <= min(sizes) <= max(sizes) <= room:
+        raise ValueError(f"sizes from 1 to {room} fit, these go from {min(sizes)} to {max(sizes)}")
     waiting, boxes = _Waiting(sizes), []
     while waiting.sizes:
         box: list[int] = []
