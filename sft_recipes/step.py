@@ -105,7 +105,7 @@ class StepTrainer(SFTTrainer):
         """This micro-batch's share in the mean negative log-likelihood over the supervised tokens of the whole step, in nats."""
         unlearned = context(inputs)
         sample = spread(unlearned)
-        lengths = attention.path_lengths(inputs) if self.packed and self._noise.alpha else None
+        lengths = attention.path_lengths(inputs) if self._noise.alpha else None
         with self._noise.during(inputs, lengths):
             losses, balance = self._token_losses(model, inputs, sample)
         self._tally.add(loss=losses * supervised(inputs), unlearned=unlearned, sample=sample, sample_loss=losses * sample)

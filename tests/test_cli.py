@@ -101,7 +101,7 @@ def test_show_html_escapes_the_data(jsonl, tmp_path):
 
 def test_plan_counts_steps(jsonl, chats):
     found = json.loads(run("plan", "gemma-tools", "--data", jsonl(chats(50)), "--held_out", "10", "--json").stdout)
-    assert found["rows_per_step"] == 8 and found["steps"] == 10
+    assert found["conversations_per_step"] == 8 and found["steps"] == 10
 
 
 def test_fields_take_every_spelling():

@@ -37,7 +37,7 @@ def finished(make, chats, tmp_path_factory):
 
 
 def test_the_rows_are_the_ones_that_were_prepared(make):
-    trainer = make("rows")
+    trainer = make("rows", packing="none")
     assert trainer.train_dataset["input_ids"] == [row["input_ids"] for row in trainer.prepared.train.rows]
     assert trainer.train_dataset["labels"] == [row["labels"] for row in trainer.prepared.train.rows]
 
@@ -48,7 +48,7 @@ def test_a_list_and_a_dataset_give_the_same_rows(make, chats):
 
 
 def test_a_batch_carries_loss_on_the_completions_alone(make, tokenizer):
-    trainer = make("batch")
+    trainer = make("batch", packing="none")
     batch = next(iter(trainer.get_train_dataloader()))
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
         said = tokenizer.decode(ids[labels != -100])
@@ -173,7 +173,8 @@ def test_the_weighted_loss_is_the_weighted_mean_over_the_step_whatever_the_micro
     """One step of four conversations as 1 x 4 and as 4 x 1: the slow mean, and the same gradients."""
     found = {}
     for size in (4, 1):
-        trainer = make(f"weighted{size}", train_dataset=list(weighted(chats))[:4], eval_dataset=chats(3, start=90))
+        data = {"train_dataset": list(weighted(chats))[:4], "eval_dataset": chats(3, start=90)}
+        trainer = make(f"weighted{size}", packing="none", **data)
         rows = [dict(row) for row in trainer.train_dataset]
         batches = [trainer.data_collator(rows[i : i + size]) for i in range(0, 4, size)]
         everywhere = trainer._get_num_items_in_batch(batches, torch.device("cpu"))

@@ -44,12 +44,14 @@ class Layout:
         return segments(self.end.tolist())
 
 
-def path_lengths(inputs: Mapping[str, Any]) -> Tensor:
+def path_lengths(inputs: Mapping[str, Any]) -> Tensor | None:
     """Tokens of the longest path through each token, `(1, length)`: of a token in one conversation only, that conversation's.
 
     Args:
-        inputs: a batch with `subtree_end` and `position_ids` of shape `(1, length)`.
+        inputs: a batch; `subtree_end` and `position_ids` of shape `(1, length)`. Without them its rows are separate: `None`.
     """
+    if "subtree_end" not in inputs:
+        return None
     layout, position = Layout(inputs["subtree_end"], inputs["position_ids"]), inputs["position_ids"]
     found = torch.empty_like(position)
     for start, stop, end in layout.segments:
