@@ -9,7 +9,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.masking_utils import flex_attention_mask
 
 from sft_recipes.attention import Layout, ragged
-from sft_recipes.attention.pieces import SMALL, pieces, segments
+from sft_recipes.attention.pieces import LARGE, SMALL, pieces, segments
 
 WINDOWS = (None, 2, 5, 17, 70, 200)
 
@@ -32,11 +32,12 @@ def forest(seed, longest, trees=3, depth=3):
     return Layout(torch.tensor([end]), torch.tensor([position]))
 
 
-FORESTS = {f"{seed}-{longest}": forest(seed, longest) for seed, longest in ((0, 3), (1, 20), (2, 20), (3, 90), (4, 300))}
+SIZES = ((0, 3, 3), (1, 20, 3), (2, 20, 3), (3, 90, 3), (4, 300, 2))
+FORESTS = {f"{seed}-{longest}": forest(seed, longest, depth=depth) for seed, longest, depth in SIZES}
 
 
 def brute(layout, window):
-    """Which pairs are visible, from the rule and nothing else."""
+    """Which pairs are visible, from the rule and nothing else; bools, queries by keys."""
     end, position = layout.end.tolist(), layout.position.tolist()
     inside = len(end) if window is None else window
     return torch.tensor([[k <= q < end[k] and position[q] - position[k] < inside for k in range(len(end))] for q in range(len(end))])
@@ -53,8 +54,12 @@ def test_the_pieces_hold_every_visible_pair_once(name, window):
         added = seen.added(piece, torch.float32)
         inside = torch.ones(queries, keys).tril() if len(piece.runs) == 1 else torch.ones(queries, keys)
         held[piece.first_query : piece.behind_query, piece.first_key : piece.behind_key] += (inside if added is None else added == 0).int()
-    assert torch.equal(held, brute(layout, window).int())
-    assert torch.equal(seen.dense[0, 0], brute(layout, window))
+    visible = brute(layout, window)
+    assert torch.equal(held, visible.int()) and torch.equal(seen.dense[0, 0], visible)
+
+
+def test_one_of_the_forests_has_rectangles_that_are_cut():
+    assert max(end - stop for _, stop, end in FORESTS["4-300"].segments) > LARGE
 
 
 def test_little_is_computed_that_is_not_seen():

@@ -105,7 +105,7 @@ def test_what_is_shown_are_the_rows_of_the_trainer(small_base, chats, tmp_path):
     trainer = build_trainer(
         "gemma-tools",
         **dict(scale="tiny", report_to="none", model=small_base, train_dataset=chats(30), held_out=5, output_dir=tmp_path / "run"),
-        **dict(adapter=None, quantization=None),
+        **dict(adapter=None, quantization=None, packing="none"),
     )
     shown = page(trainer.prepared, tmp_path, number=2)
     assert len(shown.rows) == MOST_ROWS
