@@ -18,14 +18,14 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass
 class Cost:
-    """Of a run's optimiser steps, from the first batch to the last update.
+    """Of a run's optimiser steps.
 
     Attributes:
         steps: how many.
-        seconds: by the clock.
-        supervised: tokens with a label that were trained.
+        seconds: by the clock, without the first step, in which memory is asked for that the later ones have.
+        supervised: tokens with a label that were trained in these seconds.
         memory: bytes at the peak, above what the process held before the first step; `None` where this is not Linux.
-        loss: mean over the steps, in nats.
+        loss: mean over all steps, in nats.
     """
 
     steps: int
@@ -43,23 +43,29 @@ def cost(trainer: Trainer) -> Cost:
     watch = Watch()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(watch)
-    own, supervised = trainer.training_step, 0
+    own = trainer.training_step
 
     def counted(model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
-        nonlocal supervised
-        supervised += int((inputs["labels"][:, 1:] != IGNORED).sum())
+        if trainer.state.global_step:
+            watch.supervised += int((inputs["labels"][:, 1:] != IGNORED).sum())
         return own(model, inputs, *rest)
 
     trainer.training_step = counted
     result = trainer.train()
-    return Cost(result.global_step, watch.seconds, supervised, watch.memory, result.training_loss)
+    return Cost(result.global_step, watch.seconds, watch.supervised, watch.memory, result.training_loss)
 
 
 class Watch(TrainerCallback):
-    """Begins when the first batch is asked for, and ends after the last step."""
+    """Counts from the end of the first step to that of the last; memory from before the first."""
+
+    supervised = 0
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.before, self.started = _reset(), time.perf_counter()
+        self.before = _reset()
+
+    def on_step_end(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            self.started = time.perf_counter()
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         self.seconds = time.perf_counter() - self.started

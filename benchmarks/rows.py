@@ -1,8 +1,9 @@
 """`agent`, `reasoning`, `answers`, `chat`: optimiser steps over packed rows that share their beginnings, beside stock TRL's.
 
 Both sides train the same Llama of 6 M parameters, whole, in float32 with AdamW on the CPU, on the same separate rows of the same
-conversations, with as many supervised tokens a step. TRL pads rows of similar length, or packs them, whichever is faster in the
-first round. Order alternated; the median of three rounds. Before them, one step over the same rows must give both the same loss.
+conversations, with as many supervised tokens a step; the first step of a run is not timed. TRL pads rows of similar length, or
+packs them, whichever is faster in the first round. Order alternated; the median of three rounds. Before them, one step over the
+same rows must give both the same loss.
 """
 
 from __future__ import annotations
@@ -73,13 +74,14 @@ def compare(name: str, scale: float = 1.0, rounds: int = ROUNDS) -> Result:
     torch.set_num_threads(THREADS)
     workload = WORKLOADS[name]
     groups = max(1, round(workload.step * scale))
-    rows, tokenizer = rows_of(name, groups * workload.timed)
+    steps = 1 + workload.timed
+    rows, tokenizer = rows_of(name, groups * steps)
     sides: dict[str, Side] = {side.__name__: partial(side, workload) for side in (ours, padded, packed)}
     losses = _losses(sides, rows_of(name, max(1, groups // 8))[0], tokenizer)  # also a warm-up
-    costs = _rounds({side: partial(_run, make, rows, workload.timed, tokenizer) for side, make in sides.items()}, rounds)
+    costs = _rounds({side: partial(_run, make, rows, steps, tokenizer) for side, make in sides.items()}, rounds)
     layout = next(side for side in costs if side != "ours")
     speeds = {side: statistics.median(each.supervised / each.seconds for each in found) for side, found in costs.items()}
-    shared = pack(rows, share=True, count=workload.packed * workload.timed)
+    shared = pack(rows, share=True, count=workload.packed * steps)
     memory, loss = (_most(costs["ours"]), _most(costs[layout])), (losses["ours"], losses[layout])
     return Result(name, layout, speeds["ours"], speeds[layout], memory, shared.separate_tokens / shared.tokens, loss, workload.bar)
 

@@ -81,7 +81,7 @@ class Workload(NamedTuple):
         step: groups in an optimiser step, on both sides.
         batch: rows in a padded micro-batch of TRL's.
         packed: packed rows of ours that a step has.
-        timed: steps in a round.
+        timed: steps in a round whose time counts, after the first.
     """
 
     template: str
@@ -97,8 +97,8 @@ class Workload(NamedTuple):
 WORKLOADS = {
     "agent": Workload("qwen2_5", agent, 512, 3.0, 32, 4, 1, 1),
     "reasoning": Workload("qwen3", reasoning, 128, 2.0, 8, 4, 2, 1),
-    "answers": Workload("gemma3", answers, 64, 3.0, 4, 4, 1, 2),
-    "chat": Workload("gemma3", chat, 512, 1.0, 32, 4, 2, 4),
+    "answers": Workload("gemma3", answers, 64, 3.0, 4, 4, 1, 1),
+    "chat": Workload("gemma3", chat, 512, 1.0, 32, 4, 2, 2),
 }
 
 
