@@ -20,6 +20,8 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     NemotronHConfig,
     NemotronHForCausalLM,
     Qwen3_5ForCausalLM,
@@ -45,6 +47,12 @@ def make_small_qwen3():
     return Qwen3ForCausalLM(Qwen3Config(**SMALL)).eval()
 
 
+def make_small_mistral():
+    """Every layer with a window that bites."""
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8)).eval()
+
+
 def make_small_gpt_oss():
     """With sinks, experts, and a window that bites."""
     torch.manual_seed(0)
@@ -66,6 +74,7 @@ MODELS = {
     "gemma3": make_small_gemma,
     "llama": make_small_llama,
     "qwen3": make_small_qwen3,
+    "mistral": make_small_mistral,
     "gpt-oss": make_small_gpt_oss,
     "gemma4": KINDS["full-gemma4"][0],
 }

@@ -9,8 +9,7 @@ import pytest
 from forests import random_rows, row
 
 from sft_recipes import RecipeError
-from sft_recipes.rows import IGNORED, dataset, forest, pack, splitting
-from sft_recipes.rows.packing import best_fit
+from sft_recipes.rows import IGNORED, boxes, dataset, forest, pack
 
 
 def learned(source, ids, labels, weights):
@@ -132,7 +131,7 @@ def test_branches_are_cut_where_that_repeats_less_than_it_saves(monkeypatch):
         prompt = system + generator.integers(0, 50_000, 100).tolist()
         rows += [row(prompt + generator.integers(0, 50_000, 175).tolist(), 1600, f"a:{8 * question + i}") for i in range(8)]
     cut = pack(rows, True, 4096)
-    monkeypatch.setattr(splitting, "LOOKED", 0)
+    monkeypatch.setattr(boxes, "LOOKED", 0)
     whole = pack(rows, True, 4096)
     assert cut.tokens < 0.9 * whole.tokens and len(cut.rows) < 0.7 * len(whole.rows) and cut.empty < 0.05
 
@@ -147,7 +146,7 @@ def test_branches_are_not_cut_where_that_repeats_more_than_it_saves(monkeypatch)
             rows.append(row(history + generator.integers(0, 50_000, 100).tolist(), len(history), f"a:{number}"))
             history = history + generator.integers(0, 50_000, 100).tolist()
     packed = pack(rows, True, 2048)
-    monkeypatch.setattr(splitting, "LOOKED", 0)
+    monkeypatch.setattr(boxes, "LOOKED", 0)
     assert packed.empty > 0.2 and packed.tokens == pack(rows, True, 2048).tokens
 
 
@@ -158,21 +157,6 @@ def test_histories_nested_deeper_than_python_recurses_are_packed():
         rows.append(row([*history, 7, 8], len(history), "a:1"))
     packed = pack(rows, True, 40_000)
     assert packed.tokens < packed.separate_tokens / 200
-
-
-def test_best_fit_lays_each_thing_into_one_box_and_fills_them():
-    boxes = best_fit([5, 2, 7, 3, 3], 10)
-    assert boxes == [[2, 3], [0, 4, 1]]
-    sizes = random.Random(0).choices(range(1, 500), k=2000)
-    boxes = best_fit(sizes, 1000)
-    assert sorted(i for box in boxes for i in box) == [*range(2000)]
-    assert all(sum(sizes[i] for i in box) <= 1000 for box in boxes) and len(boxes) == -(-sum(sizes) // 1000)
-
-
-@pytest.mark.parametrize("size", [0, 11])
-def test_what_fits_into_no_box_is_refused(size):
-    with pytest.raises(ValueError, match="sizes from 1 to 10"):
-        best_fit([5, size], 10)
 
 
 def test_packed_rows_become_a_dataset_and_come_back():

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..recipe import RecipeError
+from .boxes import fill
 from .forest import Forest, Node, plant
 from .layout import Sequences, lay_out
-from .splitting import best_fit, split
+from .splitting import split
 
 STEP = 1.01  # between the row sizes that are tried where the number of rows is given
 
@@ -98,9 +99,9 @@ def _smallest(forest: Forest, longest: int, count: int, seed: int) -> int:
 
 
 def arrange(forest: Forest, row_tokens: int, seed: int) -> list[list[Node]]:
-    """The trees of each packed row, none larger than `row_tokens`: best fit decreasing, in random order by the seed."""
+    """The trees of each packed row, none larger than `row_tokens`, as `fill` lays them; in random order by the seed."""
     generator = np.random.default_rng(seed)
     trees = split(forest, row_tokens)
     trees = [trees[i] for i in generator.permutation(len(trees))]
-    packed = [[trees[i] for i in row] for row in best_fit([tree.size for tree in trees], row_tokens)]
+    packed = [[trees[i] for i in row] for row in fill([tree.size for tree in trees], row_tokens)]
     return [packed[i] for i in generator.permutation(len(packed))]

@@ -1,14 +1,9 @@
-"""Best fit decreasing, and trees split so that they fit: at their forks, what stands above repeated in each part."""
+"""Trees split so that they fit into rows: at their forks, what stands above repeated in each part."""
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable, Sequence
-from itertools import islice
-
+from .boxes import best_fit, evenly
 from .forest import Forest, Node
-
-LOOKED = 8  # things looked at for one to cut, largest first
 
 
 def split(forest: Forest, row_tokens: int) -> list[Node]:
@@ -44,7 +39,11 @@ def _shared_out(trees: list[Node], room: int, above: int) -> list[list[Node]]:
                 return i, pieces[0].size, pieces[1].size
         return None
 
-    return [[trees[i] for i in box] for box in best_fit([tree.size for tree in trees], room, cut)]
+    sizes = [tree.size for tree in trees]
+    boxes = best_fit(sizes, room, cut)
+    if len(trees) == len(sizes):  # none was cut
+        boxes = evenly(sizes, room, len(boxes)) or boxes
+    return [[trees[i] for i in box] for box in boxes]
 
 
 def _cut(tree: Node, room: int) -> tuple[Node, Node] | None:
@@ -69,82 +68,3 @@ def _cut(tree: Node, room: int) -> tuple[Node, Node] | None:
         pieces = (above.over(taken), above.over(left)) if taken else None
         fork = above
     return pieces
-
-
-def best_fit(
-    sizes: Sequence[int], room: int, cut: Callable[[list[int], int], tuple[int, int, int] | None] | None = None
-) -> list[list[int]]:
-    """Things of these sizes laid into as few boxes as best fit decreasing finds: box by box, always the largest that still fits.
-
-    Args:
-        sizes: each at least 1 and at most `room`, in tokens.
-        cut: asked for each box that nothing fits into any more, with the largest things left and the free space. It names the
-            one it cut, and the sizes of a part that fits and of the rest, which then are the next two things; or `None`.
-
-    Returns:
-        the things in each box, as indices into `sizes`; of equal ones the first comes first.
-
-    Raises:
-        ValueError: a thing fits into no box.
-    """
-    sizes = list(sizes)
-    if sizes and not 1 <= min(sizes) <= max(sizes) <= room:
-        raise ValueError(f"sizes from 1 to {room} fit, these go from {min(sizes)} to {max(sizes)}")
-    waiting, boxes = _Waiting(sizes), []
-    while waiting.sizes:
-        box: list[int] = []
-        free = room
-        while size := waiting.largest(free):
-            box.append(waiting.take(size))
-            free -= size
-            while cut and free and not waiting.largest(free) and (pieces := cut(waiting.candidates(), free)):
-                number, part, rest = pieces
-                waiting.remove(number, sizes[number])
-                box.append(len(sizes))
-                sizes += [part, rest]
-                waiting.put(len(sizes) - 1, rest)
-                free -= part
-        boxes.append(box)
-    return boxes
-
-
-class _Waiting:
-    """Things that are in no box yet: their different sizes, ascending, and the numbers of those of each size."""
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self.numbers: dict[int, list[int]] = {}
-        for number in reversed(range(len(sizes))):
-            self.numbers.setdefault(sizes[number], []).append(number)
-        self.sizes = sorted(self.numbers)
-
-    def largest(self, room: int) -> int:
-        """The largest size of at most `room`; 0 for none."""
-        at = bisect.bisect_right(self.sizes, room)
-        return self.sizes[at - 1] if at else 0
-
-    def candidates(self) -> list[int]:
-        """A few of the largest things."""
-        numbers = (number for size in reversed(self.sizes) for number in reversed(self.numbers[size]))
-        return list(islice(numbers, LOOKED))
-
-    def take(self, size: int) -> int:
-        """The first of this size, which no longer waits."""
-        number = self.numbers[size].pop()
-        self._forget(size)
-        return number
-
-    def remove(self, number: int, size: int) -> None:
-        """It no longer waits."""
-        self.numbers[size].remove(number)
-        self._forget(size)
-
-    def put(self, number: int, size: int) -> None:
-        """It waits, too."""
-        if size not in self.numbers:
-            self.numbers[size] = []
-            bisect.insort(self.sizes, size)
-        self.numbers[size].append(number)
-
-    def _forget(self, size: int) -> None:
-        if not self.numbers[size]:
-            del self.numbers[size], self.sizes[bisect.bisect_left(self.sizes, size)]
