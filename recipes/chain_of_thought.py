@@ -63,7 +63,6 @@ class ChainOfThought(RecipeTrainer):
             max_steps=800,
             per_device_train_batch_size=32,
             per_device_eval_batch_size=64,
-            train_sampling_strategy="random",
             learning_rate=3e-3,
             warmup_steps=80,
             max_length=96,

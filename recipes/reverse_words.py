@@ -57,7 +57,6 @@ class ReverseWords(RecipeTrainer):
             max_steps=1200,
             per_device_train_batch_size=16,
             per_device_eval_batch_size=64,
-            train_sampling_strategy="random",
             learning_rate=3e-3,
             warmup_steps=100,
             max_length=32,

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from .ablation import Comparison, over_steps, parts
 from .config import Resolved
-from .preflight import PARTS, Report
+from .preflight import PARTS, Report, tables
 from .prepare import Prepared
 from .recipe import RecipeError
 from .show.listing import CONTEXT, coloured, legend, shifted
@@ -33,12 +33,11 @@ def print_start(resolved: Resolved) -> None:
 def print_report(report: Report) -> None:
     """The account of a check, then warnings, faults and the verdict."""
     if "duplicates" in report.counts:
-        out.print(_account(report.counts))
-        out.print(_lengths(report.counts))
+        out.print(tables.account(report.counts), tables.lengths(report.counts), sep="\n")
         if "layout" in report.counts:
-            out.print(_layouts(report.counts), _chosen(report.counts["layout"]), sep="\n")
+            out.print(tables.layouts(report.counts), tables.chosen(report.counts["layout"]), tables.steps(report.counts), sep="\n")
         if "optimizer" in report.counts:
-            out.print(_groups(report.counts["optimizer"]))
+            out.print(tables.groups(report.counts["optimizer"]))
     for line in _sampled(report):
         out.print(Text(line, "yellow"), soft_wrap=True)
     for warning in report.warnings:
@@ -48,91 +47,6 @@ def print_report(report: Report) -> None:
     if not report.faults:
         stops = " ".join(report.counts["stop_tokens"])
         out.print(Text.assemble(("check passed", "bold green"), f"; turns end in {stops}"), soft_wrap=True)
-
-
-_LOST = (("trimmed", "too long, trimmed"), ("dropped", "too long, dropped"), ("unsupervised", "nothing to learn"))
-
-
-def _account(counts: dict[str, Any]) -> Table:
-    """Both parts side by side; what is lost has a line only where something is."""
-    columns = (Column(part.replace("_", "-"), justify="right") for part in PARTS)
-    table = Table(Column("", style=CONTEXT), *columns, box=None, pad_edge=False)
-    parts, copies = [counts[part] for part in PARTS], counts["duplicates"]
-    table.add_row("conversations", *(f"{c['conversations']:,}" for c in parts))
-    for loss, name in _LOST:
-        if any(c[loss] for c in parts):
-            table.add_row(name, *(f"{len(c[loss]):,}" for c in parts), style="yellow")
-    table.add_row("turns in rows", *(f"{c['turns']:,} in {c['rows']:,}" for c in parts))
-    table.add_row("supervised tokens", *(f"{c['supervised_tokens']:,} of {c['tokens']:,} ({c['supervised_share']:.0%})" for c in parts))
-    repeated, leaked = (f"{copies[p]['exact']:,} exact, {copies[p]['near']:,} near" for p in ("train", "held_out_in_train"))
-    table.add_row("duplicates", repeated, f"{leaked} in train")
-    return table
-
-
-def _lengths(counts: dict[str, Any]) -> Table:
-    """Percentiles of rows and turns, in tokens."""
-    points = list(counts["train"]["length"])
-    columns = (Column(point, justify="right") for point in points)
-    table = Table(Column("tokens", style=CONTEXT), *columns, box=None, pad_edge=False)
-    for kind, name in (("length", "row"), ("completion_length", "turn")):
-        for part in PARTS:
-            found = counts[part][kind]
-            table.add_row(f"{name}, {part.replace('_', '-')}", *(f"{found[point]:,}" for point in points if found))
-    return table
-
-
-def _layouts(counts: dict[str, Any]) -> Table:
-    """What the training rows cost in every layout, the chosen one in bold; its steps beside those without packing."""
-    layout, steps = counts["layout"], counts["steps"]
-    columns = (Column(name, justify="right") for name in ("tokens", "predicted speed-up", "steps/epoch", "conversations/step"))
-    table = Table(Column("layout", style=CONTEXT), *columns, box=None, pad_edge=False)
-    flops, about = (layout["predicted"] or {}).get("flops", {}), "about " if steps["estimated"] else ""
-    for name in flops or ["padded"]:
-        taken = name == layout["chosen"]
-        found = steps["with_layout"] if taken else steps["without_packing"] if name == "padded" else None
-        cells = (f"{about}{found['per_epoch']:,}", f"{found['conversations_per_step']:,.1f}") if found else ()
-        faster = f"{flops['padded'] / flops[name]:.2f}x" if flops else ""
-        table.add_row(f"{name}, chosen" if taken else name, f"{layout['tokens'][name]:,}", faster, *cells, style="bold" if taken else "")
-    return table
-
-
-def _chosen(layout: dict[str, Any]) -> Text:
-    """The layout that is used, why, and what it saves."""
-    name = {"none": "one conversation each"}.get(layout["name"], layout["name"])
-    text = f"rows: {name}, {layout['reason']}; {layout['kernel']}"
-    if layout["name"] == "tree":
-        least, left = 1 / layout["limit"], layout["tokens"]["tree"] / layout["tokens"]["packed"]
-        text += f"; sharing saves {1 - left:.0%} of the tokens, {1 - least:.0%} at most" if least < 1 else "; nothing to share"
-    if (layout["predicted"] or {}).get("all_experts_counted"):
-        text += "; the prediction counts all experts"
-    return Text(text)
-
-
-def _groups(groups: list[dict[str, Any]]) -> Table:
-    """The groups of the optimiser: which weights decay, and which learn faster."""
-    right = (Column(name, justify="right") for name in ("tensors", "parameters"))
-    table = Table(Column("optimizer", style=CONTEXT), *right, "of", box=None, pad_edge=False)
-    for group in groups:
-        decay, faster = group["weight_decay"], group["learning_rate_multiple"]
-        label = (f"decay {decay:g}" if decay else "no decay") + (f", rate x{faster:g}" if faster != 1 else "")
-        table.add_row(label, f"{group['tensors']:,}", f"{group['parameters']:,}", _modules(group["names"]))
-    return table
-
-
-def _modules(names: dict[str, int]) -> str:
-    """Folded names as a person reads them: `lora_A, lora_B of q_proj, v_proj`, each module once, without its place."""
-    found: dict[str, dict[str, None]] = {}
-    for name in names:
-        parts = ["model", *(part for part in name.split(".") if part != "*")]
-        if parts[-1] == "weight" and parts[-2].startswith(("lora_", "modules_to_save")):
-            del parts[-1]
-        found.setdefault(parts[-2], {})[parts[-1]] = None
-    alike: dict[tuple[str, ...], list[str]] = {}
-    for module, leaves in found.items():
-        alike.setdefault(tuple(leaves), []).append(module)
-    weights = [", ".join(modules) for leaves, modules in alike.items() if leaves == ("weight",)]
-    others = [f"{', '.join(leaves)} of {', '.join(modules)}" for leaves, modules in alike.items() if leaves != ("weight",)]
-    return "; ".join(weights + others)
 
 
 def _sampled(report: Report) -> list[str]:

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from sft_recipes import Recipe, RecipeError, build_trainer, preflight, screen
 from sft_recipes.config import resolve
 from sft_recipes.optim.groups import account, decays, folded, parameter_groups
+from sft_recipes.preflight import tables
 from sft_recipes.weights.skeleton import adapted
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -259,7 +260,7 @@ def test_the_table_is_quick_for_gemma_3_4b():
 def printed(rows):
     with screen.out.capture() as captured:
         screen.out.width = 80
-        screen.out.print(screen._groups(rows))
+        screen.out.print(tables.groups(rows))
     return [line.rstrip() for line in captured.get().splitlines()]
 
 

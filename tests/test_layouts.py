@@ -13,9 +13,10 @@ from steps import make_small_llama
 from test_cli import run
 from torch.utils.flop_counter import FlopCounterMode
 
-from sft_recipes import Recipe, RecipeError, build_trainer, preflight, screen
+from sft_recipes import Recipe, RecipeError, build_trainer, preflight
 from sft_recipes.attention import Layout as Attention
 from sft_recipes.attention.sharing import obstacle
+from sft_recipes.preflight import tables
 from sft_recipes.preflight.cost import Cost, cost
 from sft_recipes.preflight.layouts import Abilities, abilities, choose
 from sft_recipes.preflight.steps import counted, warnings
@@ -99,8 +100,8 @@ def test_packed_rows_are_taken_where_the_model_reads_them():
     assert (layout.name, layout.reason, layout.kernel) == ("tree", "the model takes it (SomeModel, full attention)", "a kernel")
     counts = layout.counts(160)
     assert counts["tokens"] == {"padded": 960, "packed": 960, "tree": layout.packed.tokens} and counts["supervised_tokens"] == 160
-    assert counts["limit"] == round(960 / (99 + 8 * 21), 3) and (counts["rows"], counts["row_tokens"]) == (2, 184)
-    assert counts["empty"] == round(1 - layout.packed.tokens / (2 * 184), 4)
+    assert counts["limit"] == round(960 / (99 + 8 * 21), 3) and (counts["rows"], counts["row_tokens"]) == (2, 183)
+    assert counts["empty"] == round(1 - layout.packed.tokens / (2 * 183), 4)
     flops = counts["predicted"]["flops"]
     assert counts["predicted"]["speed_up_over_padded"] == round(flops["padded"] / flops["tree"], 3) > 2
     assert json.loads(json.dumps(counts)) == counts
@@ -188,14 +189,23 @@ def test_rows_so_large_that_half_of_the_steps_are_gone_are_named_with_the_size_t
     assert warned(rows, settings(max_steps=30), row_tokens=2000)[2] == []  # steps are as many as asked for
 
 
-def test_a_conversation_that_makes_all_rows_large_is_named_with_the_accumulation_that_keeps_the_steps():
-    rows = different([*LENGTHS, 900])
-    found, without, (line,) = warned(rows, settings(gradient_accumulation_steps=8, per_device_train_batch_size=1, train_batch_size=1))
+ALONE = dict(per_device_train_batch_size=1, train_batch_size=1)  # so each packed row would hold one conversation
+
+
+def test_a_long_conversation_among_short_ones_takes_no_steps():
+    rows, config = different([*LENGTHS, 900]), settings(gradient_accumulation_steps=8, **ALONE)
+    found, without, lines = warned(rows, config)
+    assert (found.in_all, without.in_all, lines) == (33, 33, [])
+
+
+def test_where_sharing_takes_them_the_accumulation_is_named_that_keeps_the_steps():
+    """A row holds at least the longest conversation, and as many short ones as share a prompt and fit."""
+    rows = [*branches(80, shared=400), {**different([900])[0], "source": "a:99"}]
+    found, without, (line,) = warned(rows, settings(gradient_accumulation_steps=8, **ALONE))
     assert (found.in_all, without.in_all) == (3, 33)
     start = "packed rows leave 3 of 33 optimiser steps, each of 81.0 conversations instead of 7.4; a row has to hold the longest"
     assert line == f"{start} conversation, 900 tokens: pass --gradient_accumulation_steps 1 for 15 or take --packing none for all of them"
-    smaller = settings(gradient_accumulation_steps=1, per_device_train_batch_size=1, train_batch_size=1)
-    found, without, (line,) = warned(rows, smaller, row_tokens=5000)
+    found, without, (line,) = warned(rows, settings(gradient_accumulation_steps=1, **ALONE), row_tokens=5000)
     assert line.endswith("conversation, 900 tokens: take --packing none for all of them")
 
 
@@ -249,12 +259,16 @@ def words(tmp_path, monkeypatch, jsonl):
 def test_the_table_fits_a_terminal_and_says_what_is_chosen_and_why(words):
     lines = run("check", *words).stdout.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("layout "))
-    assert lines[at].split() == ["layout", "tokens", "predicted", "speed-up", "steps/epoch", "conversations/step"]
     padded, packed, tree, text = lines[at + 1 : at + 5]
-    assert padded.startswith("padded") and padded.split()[2:] == ["1.00x", "5", "8.0"] and len(packed.split()) == 3
-    assert tree.startswith("tree, chosen") and tree.split()[-2:] == ["5", "8.0"] and float(tree.split()[3][:-1]) > 2
+    assert padded.startswith("padded") and padded.endswith("1.00x") and packed.startswith("packed")
+    assert tree.startswith("tree, chosen") and float(tree.split()[3][:-1]) > 2
     assert text.startswith("rows: tree, the model takes it (Gemma3TextModel, sliding and full attention);")
     assert "sharing saves" in " ".join(lines[at + 4 : at + 7]) and max(map(len, lines[at:])) <= 80
+    at = next(i for i, line in enumerate(lines) if line.startswith("steps "))
+    assert lines[at].split() == ["steps", "an", "epoch", "each:", "rows", "tokens", "supervised", "conversations"]
+    apart, together = (line.split() for line in lines[at + 1 : at + 3])
+    assert [*apart[:3], apart[-1]] == ["padded", "5", "8.0", "8.0"] and [*together[:3], together[-1]] == ["tree", "5", "1.0", "8.0"]
+    assert int(together[3].replace(",", "")) < int(apart[3].replace(",", "")) / 2 and together[4] == apart[4]
     alone = run("check", *words, "--packing", "none").stdout
     assert "padded, chosen" in alone and "\nrows: one conversation each, asked for; the model's own attention\n" in alone
 
@@ -270,11 +284,11 @@ def test_a_model_without_packed_rows_has_a_table_of_one_line():
     layout = chosen(branches(8), able=Abilities("MambaModel has recurrent layers"))
     found = counted(layout, branches(8), 0, settings())[0].as_dict()
     counts = {"layout": layout.counts(0), "steps": {"estimated": False, "with_layout": found, "without_packing": found}}
-    assert screen._layouts(counts).row_count == 1
-    assert str(screen._chosen(counts["layout"])).startswith("rows: one conversation each, MambaModel has recurrent layers; the model's own")
+    assert tables.layouts(counts).row_count == tables.steps(counts).row_count == 1
+    assert str(tables.chosen(counts["layout"])).startswith("rows: one conversation each, MambaModel has recurrent layers; the model's own")
 
 
 def test_a_model_of_experts_says_that_all_are_counted():
     able = dataclasses.replace(ABLE, cost=dataclasses.replace(CHEAP, experts=True))
-    assert "the prediction counts all experts" in str(screen._chosen(chosen(branches(8), able=able).counts(0)))
-    assert "experts" not in str(screen._chosen(chosen(branches(8)).counts(0)))
+    assert "the prediction counts all experts" in str(tables.chosen(chosen(branches(8), able=able).counts(0)))
+    assert "experts" not in str(tables.chosen(chosen(branches(8)).counts(0)))

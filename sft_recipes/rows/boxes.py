@@ -9,43 +9,48 @@ from itertools import islice
 
 LOOKED = 8  # things looked at for one to cut, largest first
 SPARE, TRIES = 0.01, 4  # boxes that may be added, as a share of them, so that each holds long and short things; in so many steps
-FILLING = 0.1  # share of all that is, the shortest things first, kept to fill up what the others leave
+FILLING = 0.1  # share of all that is, the shortest things, which fill up what the others leave where it is tight
 
 
-def fill(sizes: Sequence[int], room: int) -> list[list[int]]:
+def fill(sizes: Sequence[int], room: int, count: int = 0) -> list[list[int]]:
     """As few boxes as best fit decreasing finds, or up to a hundredth more if each then holds long and short things alike.
 
     Best fit lays the longest together and leaves the shortest for the last boxes; an optimiser step on such a row sees one
     length only, and learns less from it.
 
-    Args, returns, raises: as `best_fit`.
+    Args:
+        sizes, room: as `best_fit` takes them.
+        count: boxes that need not be saved.
+
+    Returns:
+        as `best_fit` does.
     """
     tight = best_fit(sizes, room)
-    return evenly(sizes, room, len(tight)) or tight
+    least = max(len(tight), min(count, len(sizes)))
+    tries = range(least, int(least * (1 + SPARE)) + 1, max(1, int(least * SPARE) // TRIES))
+    return next(filter(None, (evenly(sizes, room, boxes) for boxes in tries)), tight)
 
 
 def evenly(sizes: Sequence[int], room: int, count: int) -> list[list[int]]:
-    """Longest first, each into the emptiest box (longest processing time, Graham 1969, doi 10.1137/0117039); the shortest, which
-    fill what is left, each into the fullest box that takes it.
+    """Longest first, each into the emptiest box (longest processing time, Graham 1969, doi 10.1137/0117039); where that does not
+    do, the shortest fill up what is left.
 
     Args:
         sizes: each at most `room`, in tokens.
-        count: boxes; up to `SPARE` more are taken where these do not do.
+        count: boxes, at most as many as things.
 
     Returns:
         the things in each box, as indices into `sizes`; of equal ones the first goes first. Nothing where the boxes are too few.
     """
     order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
-    most = int(count * (1 + SPARE))
-    tries = (_evenly(sizes, order, room, boxes) for boxes in range(count, most + 1, max(1, (most - count) // TRIES)))
-    return next(filter(None, tries), [])
+    return _evenly(sizes, order, room, count, 0) or _evenly(sizes, order, room, count, FILLING)
 
 
-def _evenly(sizes: Sequence[int], order: Sequence[int], room: int, count: int) -> list[list[int]]:
-    """`evenly` in so many boxes and no more."""
+def _evenly(sizes: Sequence[int], order: Sequence[int], room: int, count: int, filling: float) -> list[list[int]]:
+    """`evenly`, with a share of all that is kept for the end, when each thing goes into the fullest box that takes it."""
     boxes: list[list[int]] = [[] for _ in range(count)]
-    filled, left, at = [(0, box) for box in range(count)], (1 - FILLING) * sum(sizes), 0
-    while left > 0 and filled[0][0] + sizes[order[at]] <= room:
+    filled, left, at = [(0, box) for box in range(count)], (1 - filling) * sum(sizes), 0
+    while at < len(order) and left > 0 and filled[0][0] + sizes[order[at]] <= room:
         held, box = filled[0]
         boxes[box].append(order[at])
         heapq.heapreplace(filled, (held + sizes[order[at]], box))
@@ -58,7 +63,7 @@ def _evenly(sizes: Sequence[int], order: Sequence[int], room: int, count: int) -
         space, box = free.pop(least)
         boxes[box].append(i)
         bisect.insort(free, (space - sizes[i], box))
-    return boxes
+    return [box for box in boxes if box]
 
 
 def best_fit(

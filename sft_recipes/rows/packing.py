@@ -15,7 +15,7 @@ from .forest import Forest, Node, plant
 from .layout import Sequences, lay_out
 from .splitting import split
 
-STEP = 1.01  # between the row sizes that are tried where the number of rows is given
+STEP = 1.003  # between the row sizes that are tried where the number of rows is given
 
 
 @dataclass
@@ -51,7 +51,7 @@ def pack(rows: Sequence[dict[str, Any]], share: bool, row_tokens: int | None = N
         rows: as `build_rows` gives them.
         share: equal beginnings are stored once (exact only where no layer mixes neighbouring positions), else each row stands alone.
         row_tokens: how many tokens a packed row may hold; or
-        count: how many packed rows there may be, which then are as small as possible, within a hundredth.
+        count: how many packed rows there may be, which then are as small as possible, within three thousandths.
         seed: of the order of rows, and of the branches in a tree.
 
     Raises:
@@ -66,7 +66,7 @@ def pack(rows: Sequence[dict[str, Any]], share: bool, row_tokens: int | None = N
         row_tokens = _smallest(forest, longest, count or 1, seed)
     elif longest > row_tokens:
         raise RecipeError(_too_long(sequences, row_tokens))
-    packed = arrange(forest, row_tokens, seed)
+    packed = arrange(forest, row_tokens, seed, count or 0)
     tokens = sum(tree.size for trees in packed for tree in trees)
     return Packed(lay_out(sequences, packed), row_tokens, tokens, sum(lengths), forest.tokens, len(sequences.sources))
 
@@ -90,7 +90,7 @@ def _smallest(forest: Forest, longest: int, count: int, seed: int) -> int:
         return round(low * STEP**step)
 
     def enough(step: int) -> bool:
-        return len(arrange(forest, size(step), seed)) <= count
+        return len(arrange(forest, size(step), seed, count)) <= count
 
     high = 1
     while not enough(high):
@@ -98,10 +98,11 @@ def _smallest(forest: Forest, longest: int, count: int, seed: int) -> int:
     return size(bisect.bisect_left(range(high), True, key=enough))
 
 
-def arrange(forest: Forest, row_tokens: int, seed: int) -> list[list[Node]]:
-    """The trees of each packed row, none larger than `row_tokens`, as `fill` lays them; in random order by the seed."""
+def arrange(forest: Forest, row_tokens: int, seed: int, count: int = 0) -> list[list[Node]]:
+    """The trees of each packed row, none larger than `row_tokens`, as `fill` lays them, `count` rows need not be saved; in random
+    order by the seed."""
     generator = np.random.default_rng(seed)
     trees = split(forest, row_tokens)
     trees = [trees[i] for i in generator.permutation(len(trees))]
-    packed = [[trees[i] for i in row] for row in fill([tree.size for tree in trees], row_tokens)]
+    packed = [[trees[i] for i in row] for row in fill([tree.size for tree in trees], row_tokens, count)]
     return [packed[i] for i in generator.permutation(len(packed))]
