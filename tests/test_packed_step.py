@@ -207,6 +207,14 @@ def test_so_it_is_in_several_rows_and_with_several_rows_in_a_batch(kind, tmp_pat
     assert_same_step(found, expected)
 
 
+def test_so_it_is_where_everything_carries_loss_and_nothing_is_shared(kind, tmp_path):
+    kind("llama", "full")
+    rows = separate("answers", mask="everything")
+    packed = pack(rows, share=True, count=3)
+    assert packed.tokens == packed.separate_tokens and len(packed.rows) == 3
+    assert_same_step(together(tmp_path, packed.rows), apart(tmp_path, rows))
+
+
 @pytest.mark.parametrize("model", ["gemma3", "llama"])
 def test_so_it_is_in_rows_of_whole_conversations(kind, tmp_path, model):
     kind(model, "full")
