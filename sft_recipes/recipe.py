@@ -91,8 +91,8 @@ class Recipe:
         max_lost: share of the supervised training tokens that may be lost to that, 0 to 1; above it training is refused.
         packing: `tree`: rows in which equal beginnings are stored and computed once; `bfd`: best-fit rows of whole conversations
             (TRL's name); `none`: one conversation a row, padded; `auto`: the cheapest that is exact for the model.
-        row_tokens: size of a packed row, of which a micro-batch is one; `None`: so large that a row holds
-            `per_device_train_batch_size` conversations on average, and packing changes no step's content by its size.
+        row_tokens: size of a packed row, of which a micro-batch is one; `None`: as many packed rows as there would be micro-batches,
+            so that each holds `per_device_train_batch_size` conversations on average, and the steps stay.
         loraplus_lr_ratio: LoRA+ (arXiv 2402.12354): the learning rate of LoRA's B is this many times that of A; `None` for LoRA.
         bad_step: a step whose loss or gradient is not finite, or whose gradient explodes, will `stop` the run or is to `skip`.
         primary: the score that says whether the run worked; one of the names that `score` returns, or `eval_loss`.

@@ -2,9 +2,9 @@
 
 separate     one sequence a row, as it is served      account      what went in, what is trained, what was left out
 overlong     what is done with those too long         forest       equal beginnings stored once
-splitting    trees that fit into rows                 packing      all of it: `pack`
-layout       trees to columns                         grouping     length-grouped batches, without packing
-dataset      rows by column
+splitting    trees that fit into rows                 boxes        few rows, long and short in each
+layout       trees to columns                         packing      all of it: `pack`
+grouping     length-grouped batches, without packing  dataset      rows by column
 """
 
 from .account import IGNORED, Supervision, balance
