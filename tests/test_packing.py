@@ -9,7 +9,7 @@ import pytest
 from forests import random_rows, row
 
 from sft_recipes import RecipeError
-from sft_recipes.rows import IGNORED, boxes, dataset, forest, pack
+from sft_recipes.rows import IGNORED, boxes, dataset, forest, pack, packing
 
 
 def learned(source, ids, labels, weights):
@@ -116,6 +116,17 @@ def test_a_row_that_does_not_fit_is_refused_with_its_place_and_the_size_it_takes
         pack([row(range(900), 5, "a:1"), row(range(1500), 5, "a:2")], True, 1000)
     with pytest.raises(RecipeError, match=r"^a:2: a context of 1,500 tokens \(the longest of 2\) does not fit"):
         pack([row(range(1200), 5, "a:1"), row(range(1500), 5, "a:2")], True, 1000)
+
+
+def test_a_tree_that_loses_a_branch_is_noticed_at_every_start(monkeypatch):
+    def losing(forest, room):
+        whole = split(forest, room)
+        return [whole[0].over(whole[0].children[1:]), *whole[1:]]
+
+    split = packing.split
+    monkeypatch.setattr(packing, "split", losing)
+    with pytest.raises(RecipeError, match="40 supervised tokens went into packed rows, 30 came out"):
+        pack([row([*range(100), *[i] * 10], 100, f"a:{i}") for i in range(1, 5)], True, 2000)
 
 
 def test_nothing_packs_into_nothing():

@@ -72,6 +72,24 @@ def balance(
         )
 
 
+def conserved(separate: int, packed: Sequence[Any]) -> None:
+    """Count the supervised tokens of packed rows again.
+
+    Args:
+        separate: those of the separate rows.
+        packed: the `labels` of each packed row, an array.
+
+    Raises:
+        RecipeError: they are more or fewer.
+    """
+    found = sum(int((labels != IGNORED).sum()) for labels in packed)
+    if found != separate:
+        raise RecipeError(
+            f"{separate:,} supervised tokens went into packed rows, {found:,} came out: these must agree; "
+            "it is no fault of the data, please report it, and take --packing none until it is mended"
+        )
+
+
 def _supervised(turns: Sequence[Turn], mask: str) -> int:
     """Tokens that turns would train, without a look at what rows become of them."""
     if mask != "everything":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..recipe import RecipeError
+from .account import IGNORED, conserved
 from .boxes import fill
 from .forest import Forest, Node, plant
 from .layout import Sequences, lay_out
@@ -55,7 +56,7 @@ def pack(rows: Sequence[dict[str, Any]], share: bool, row_tokens: int | None = N
         seed: of the order of rows, and of the branches in a tree.
 
     Raises:
-        RecipeError: a separate row is longer than `row_tokens`.
+        RecipeError: a separate row is longer than `row_tokens`; or a supervised token was lost or doubled.
     """
     sequences = Sequences.of(rows)
     lengths = sequences.lengths
@@ -68,7 +69,9 @@ def pack(rows: Sequence[dict[str, Any]], share: bool, row_tokens: int | None = N
         raise RecipeError(_too_long(sequences, row_tokens))
     packed = arrange(forest, row_tokens, seed, count or 0)
     tokens = sum(tree.size for trees in packed for tree in trees)
-    return Packed(lay_out(sequences, packed), row_tokens, tokens, sum(lengths), forest.tokens, len(sequences.sources))
+    found = lay_out(sequences, packed)
+    conserved(int((sequences.labels != IGNORED).sum()), [row["labels"] for row in found])
+    return Packed(found, row_tokens, tokens, sum(lengths), forest.tokens, len(sequences.sources))
 
 
 def _too_long(sequences: Sequences, row_tokens: int) -> str:
