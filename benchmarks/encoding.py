@@ -18,7 +18,6 @@ from transformers import Gemma3ForConditionalGeneration
 from trl import SFTConfig, SFTTrainer
 
 from sft_recipes import TINY, load_recipe
-from sft_recipes.config import hush
 from sft_recipes.data.reading import load
 from sft_recipes.recipe import sources
 from sft_recipes.rows import build_rows, dataset
@@ -32,7 +31,6 @@ ROUNDS, CONVERSATIONS = 3, 4000
 
 def line() -> str:
     """The workload's line: name, seconds of both, supervised tokens of both, ratio."""
-    hush()
     hooks: Any = load_recipe("gemma-tools")
     recipe = hooks.recipe.at("tiny")
     tokenizer = load_tokenizer(recipe)

@@ -89,7 +89,7 @@ class Recipe:
         overlong: of a conversation longer than `max_length`, `trim` keeps the turns that fit, whole; `drop` leaves it out; `refuse`
             makes it a fault. What is left out is listed with file and line.
         max_lost: share of the supervised training tokens that may be lost to that, 0 to 1; above it training is refused.
-        packing: `tree`: rows in which equal beginnings are stored and computed once; `bfd`: best-fit rows of whole conversations
+        packing: `tree`: rows in which equal beginnings are stored and computed once; `bfd`: packed rows of whole conversations
             (TRL's name); `none`: one conversation a row, padded; `auto`: the cheapest that is exact for the model.
         row_tokens: size of a packed row, of which a micro-batch is one; `None`: as many packed rows as there would be micro-batches,
             so that each holds `per_device_train_batch_size` conversations on average, and the steps stay.

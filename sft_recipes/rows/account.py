@@ -86,7 +86,7 @@ def conserved(separate: int, packed: Sequence[Any]) -> None:
     if found != separate:
         raise RecipeError(
             f"{separate:,} supervised tokens went into packed rows, {found:,} came out: these must agree; "
-            "it is no fault of the data, please report it, and take --packing none until it is mended"
+            "it is no fault of the data, please report it"
         )
 
 

@@ -1,4 +1,4 @@
-"""Separate rows to packed rows: trees of them laid together, as few tokens and as little empty space as best fit finds."""
+"""Separate rows to packed rows: trees of them laid together, with few tokens and little empty space."""
 
 from __future__ import annotations
 
@@ -102,8 +102,11 @@ def _smallest(forest: Forest, longest: int, count: int, seed: int) -> int:
 
 
 def arrange(forest: Forest, row_tokens: int, seed: int, count: int = 0) -> list[list[Node]]:
-    """The trees of each packed row, none larger than `row_tokens`, as `fill` lays them, `count` rows need not be saved; in random
-    order by the seed."""
+    """The trees of each packed row, as `fill` lays them into rows of at most `row_tokens`; in random order by the seed.
+
+    Args:
+        count: rows that need not be saved.
+    """
     generator = np.random.default_rng(seed)
     trees = split(forest, row_tokens)
     trees = [trees[i] for i in generator.permutation(len(trees))]
