@@ -1,5 +1,6 @@
 # Each target sets itself up: `make train RECIPE=gemma-tools` works in a fresh clone.
 #   SCALE=auto|full|tiny   DATA=conversations.jsonl   ARGS="--learning_rate 1e-4"   (any trl.SFTConfig field)
+#   BASE=trained|original|measured   (make merge)
 
 PYTHON ?= python3
 RECIPE ?= gemma-tools
@@ -27,8 +28,11 @@ train check show plan: setup
 list: setup
 	@$(BIN)/sft-recipes list
 
-eval merge chat report: setup
+eval chat report: setup
 	@$(BIN)/sft-recipes $@ $(RUN) $(ARGS)
+
+merge: setup
+	@$(BIN)/sft-recipes merge $(RUN) $(if $(BASE),--base $(BASE)) $(ARGS)
 
 test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/pytest $(ARGS)

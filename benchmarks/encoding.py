@@ -1,12 +1,13 @@
 """`encoding`: conversations to labelled rows, ours beside TRL's own preparation with `assistant_only_loss=True`.
 
-4,000 conversations of about 490 tokens and 3.7 turns, each made of two of the tiny scale's and rendered for Gemma 3, which
-TRL knows byte for byte, so that it can mask it at all. The same tokenizer, in one process, order alternated, the median of
-three; nothing is read from a cache.
+4,000 conversations of about 490 tokens and 3.7 turns, each made of two of the tiny scale's, calls and results as text, for Gemma
+3's own template: TRL knows it byte for byte, so that it can mask it at all. The same tokenizer, in one process, order alternated,
+the median of three; nothing is read from a cache.
 """
 
 from __future__ import annotations
 
+import re
 import statistics
 import tempfile
 import time
@@ -25,8 +26,16 @@ from sft_recipes.turns import Supervisor
 from sft_recipes.turns.dataset import supervise_all
 from sft_recipes.turns.turn import collector_paused
 from sft_recipes.weights import load_tokenizer
+from sft_recipes.weights.templates import chat_template
 
 ROUNDS, CONVERSATIONS = 3, 4000
+TURN = re.compile(r"<start_of_turn>(user|model)\n(.*?)<end_of_turn>\n", re.DOTALL)
+
+
+def as_text(tokenizer: Any, conversation: Any) -> list[dict[str, str]]:
+    """The same turns with tools, calls and results written into them."""
+    rendered = tokenizer.apply_chat_template(conversation["messages"], tools=conversation["tools"] or None, tokenize=False)
+    return [{"role": {"model": "assistant"}.get(role, role), "content": text} for role, text in TURN.findall(rendered)]
 
 
 def line() -> str:
@@ -34,7 +43,8 @@ def line() -> str:
     hooks: Any = load_recipe("gemma-tools")
     recipe = hooks.recipe.at("tiny")
     tokenizer = load_tokenizer(recipe)
-    short = [hooks.render(c)["messages"] for c in load(sources(recipe.data), hooks.conversation)]
+    short = [as_text(tokenizer, c) for c in load(sources(recipe.data), hooks.conversation)]
+    tokenizer.chat_template = chat_template("gemma3")
     conversations = [short[i % len(short)] + short[(i * 7 + 131) % len(short)] for i in range(CONVERSATIONS)]
     model = Gemma3ForConditionalGeneration.from_pretrained(TINY / "gemma3")
 

@@ -7,8 +7,8 @@ Hardware: one CUDA GPU with 24 GB (not measured by us yet); without CUDA, the ti
 Command:  make train RECIPE=gemma-tools                     your own data: DATA=conversations.jsonl
 Result:   tiny scale: tool_call_exact from 0.02 to 0.96 on 200 held-out conversations, in 3 minutes on 2 cores.
 
-Gemma 3's template knows no tools, so `render` says once how they are written, and `parse` reads a call back. Training,
-evaluation and serving all go through these two.
+Gemma 3's template knows no tools. `gemma3_tools` is the same template with them, and a response template that reads a call back;
+both go with the tokenizer, so training, evaluation and any server render and read alike.
 """
 
 import ast
@@ -22,10 +22,6 @@ from sft_recipes import TINY, Recipe, RecipeError, RecipeTrainer, Source, scores
 
 LINEAR = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 HERMES = "NousResearch/hermes-function-calling-v1"
-
-HEADER = "You can call these tools. To call one, answer with a line of JSON: "
-EXAMPLE = '{"name": ..., "arguments": {...}}'
-RESULTS = "Tool results:"
 
 
 def nf4(compute_dtype: str) -> BitsAndBytesConfig:
@@ -45,6 +41,7 @@ class GemmaTools(RecipeTrainer):
         data=(Source(HERMES, "func_calling"), Source(HERMES, "func_calling_singleturn")),
         held_out=200,
         quantization=nf4("bfloat16"),
+        chat_template="gemma3_tools",
         adapter=LoraConfig(r=16, lora_alpha=32, target_modules=rf".*language_model.*\.({LINEAR})", task_type="CAUSAL_LM"),
         primary="tool_call_exact",
         config=dict(
@@ -62,7 +59,6 @@ class GemmaTools(RecipeTrainer):
             held_out=f"{TINY}/gemma_tools.held_out.jsonl",
             quantization=nf4("float32"),
             dtype="float32",
-            chat_template="gemma3",
             max_new_tokens=96,
             config=dict(
                 num_train_epochs=2,
@@ -80,54 +76,11 @@ class GemmaTools(RecipeTrainer):
         return from_hermes(row) if TAG.search(str(row.get("conversations"))) else row
 
     @staticmethod
-    def render(conversation: dict) -> dict:
-        """Tools into the first user turn as JSON schemas, calls into model turns as JSON, results into user turns."""
-        messages: list[dict] = []
-        for message in conversation["messages"]:
-            written = _written(message)
-            if messages and messages[-1]["role"] == "user" == written["role"]:  # parallel results: one turn
-                lead = f"{RESULTS}\n"
-                messages[-1]["content"] += "\n" + written["content"].removeprefix(lead)
-            else:
-                messages.append(written)
-        schemas = [json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in conversation["tools"]]
-        first = next((m for m in messages if m["role"] == "user"), None)
-        if schemas and first:
-            first["content"] = "\n".join([HEADER + EXAMPLE, *schemas, "", first["content"]])
-        return {"messages": messages, "tools": None}
-
-    @staticmethod
-    def parse(text: str) -> dict:
-        """A generated turn to an assistant message: the lines that are calls become `tool_calls`, the rest is content."""
-        lines = [(line, _call(line)) for line in text.strip().splitlines()]
-        calls = [{"type": "function", "function": call} for _, call in lines if call]
-        content = "\n".join(line for line, call in lines if not call)
-        return {"role": "assistant", "content": content, **({"tool_calls": calls} if calls else {})}
-
-    @staticmethod
     def score(reply: dict, expected: dict) -> dict[str, float]:
         return {
             "tool_call_exact": scores.tool_call_exact(reply, expected),
             "tool_call_valid": scores.tool_call_valid(reply, expected),
         }
-
-
-def _written(message: dict) -> dict:
-    """One message in the only roles Gemma 3 knows; keys of ours (`train`, `weight`) stay."""
-    if message["role"] == "tool":
-        return {"role": "user", "content": f"{RESULTS}\n{message['content']}"}
-    calls = [call["function"] for call in message.get("tool_calls", [])]
-    lines = [json.dumps({"name": c["name"], "arguments": c["arguments"]}, ensure_ascii=False) for c in calls]
-    content = "\n".join([message["content"], *lines] if message.get("content") else lines)
-    return {**{k: v for k, v in message.items() if k != "tool_calls"}, "content": content}
-
-
-def _call(line: str) -> dict | None:
-    try:
-        call = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return call if isinstance(call, dict) and call.keys() == {"name", "arguments"} else None
 
 
 # Hermes function calling: ShareGPT turns, in which the tools, the calls and the results stand as literals between tags.
@@ -147,7 +100,7 @@ def from_hermes(row: dict) -> dict:
 
 
 def _hermes_turn(number: int, turn: dict, tools: list) -> list[dict]:
-    """What becomes of a turn: none where it only declares tools (`render` writes them), several for several results."""
+    """What becomes of a turn: none where it only declares tools (the chat template writes them), several for several results."""
     role, text = turn.get("from"), turn.get("value") or ""
     if role == "system" and (declared := [literal(found, number) for found in _tagged("tools", text) if found.strip()]):
         tools += [tool for found in declared for tool in (found if isinstance(found, list) else [found])]

@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 # Anything else on the line is a field of the recipe or of trl.SFTConfig: --learning_rate 1e-4 --data mine.jsonl
 FIELDS = {"allow_extra_args": True, "ignore_unknown_options": True}
+NAMED_HERE = {"from": "start_from"}  # no name that Python allows
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, as `list` prints it.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its recipe's name.")]
@@ -55,7 +56,7 @@ def fields(context: typer.Context) -> dict[str, str]:
         name, equals, value = word[2:].partition("=")
         if not equals:
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
-        found[name.replace("-", "_")] = value
+        found[NAMED_HERE.get(name, name).replace("-", "_")] = value
     return found
 
 
@@ -118,7 +119,10 @@ def train(
     scale: Scale = "auto",
     resume: Annotated[bool, typer.Option(help="Continue from the run's newest checkpoint.")] = False,
 ) -> None:
-    """Check, train, evaluate before and after, merge, prove; every arm of an ablation, and compare them."""
+    """Check, train, evaluate before and after, merge, prove; every arm of an ablation, and compare them.
+
+    --from RUN starts from what an earlier run has deployed, --from RUN/adapter trains its adapter on; --output_dir names the new run.
+    """
     from . import ablation, preflight, screen
     from .config import resolve
 
@@ -166,12 +170,20 @@ def evaluate(run: RunName, as_json: AsJson = False) -> None:
 
 @app.command()
 @one_line_errors
-def merge(run: RunName, as_json: AsJson = False) -> None:
-    """Merge a run's adapter again, and prove the result."""
-    from . import revisit, screen
+def merge(
+    run: RunName,
+    base: Annotated[str | None, typer.Option(help="What to merge into: trained (the default), original, or measured.")] = None,
+    max_kl: Annotated[float | None, typer.Option("--max_kl", help="Bound on the mean KL per supervised token, in nats.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Merge a run's adapter again, and prove the result; what is deployed stays as it is unless the proof holds."""
+    from . import export, revisit, screen
+    from .run import find
 
-    proof = revisit.merge(run)
-    print(json.dumps(proof)) if as_json else screen.print_scores(proof)
+    changed = {name: value for name, value in (("base", base), ("max_kl", max_kl)) if value is not None}
+    proof = revisit.merge(run, **changed)
+    print(json.dumps(proof)) if as_json else screen.print_proof(proof)
+    export.refuse(proof, find(run).merged)
 
 
 @app.command()
@@ -179,11 +191,12 @@ def merge(run: RunName, as_json: AsJson = False) -> None:
 def chat(
     run: RunName,
     tools: Annotated[Path | None, typer.Option(help="A JSON file with a list of tool schemas.")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Talk to the adapter on its base instead of the deployed folder.")] = False,
 ) -> None:
     """Talk to a run's deployed folder; an empty line ends."""
-    from . import revisit
+    from .chat import chat as talk
 
-    revisit.chat(run, tools)
+    talk(run, tools, adapter)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 from trl import SFTConfig
 
+from .lineage import begin
 from .optim.schedule import FLOOR
 from .recipe import Recipe, RecipeError, load_recipe, unknown_name
 
@@ -32,6 +33,7 @@ CHOICES = {
     "overlong": ("trim", "drop", "refuse"),
     "packing": ("auto", "tree", "bfd", "none"),
     "bad_step": ("stop", "skip"),
+    "base": ("trained", "original", "measured"),
 }
 FOLDER = re.compile(r"[^\s._/\\][^/\\\n]*")  # what an arm may be called
 RUN_FILES = {"adapter", "ablation", "checkpoints", "history", "merged", "metrics", "recipe", "report", "samples", "wandb"}
@@ -76,6 +78,7 @@ class Resolved:
         config: likewise.
         overrides: what the person changed, with the `arm` they chose: `resolve(name, scale, **overrides)` gives this again.
         remark: one sentence where `auto` chose the tiny scale, else empty.
+        origin: the earlier run that this one starts from, as `lineage.begin` tells it; `None` for one that starts from its base.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Resolved:
     config: RecipeConfig
     overrides: dict[str, Any]
     remark: str = ""
+    origin: dict[str, Any] | None = None
 
 
 def resolve(name: str, scale: str = "auto", arm: str = "", **overrides: Any) -> Resolved:
@@ -115,13 +119,32 @@ def resolve(name: str, scale: str = "auto", arm: str = "", **overrides: Any) -> 
     own = {key: value for key, value in given.items() if key in OWN_FIELDS}
     if "data" in own and "held_out" not in own:
         own["held_out"] = Recipe.held_out  # a person's data are judged on a part of themselves
-    recipe = dataclasses.replace(base, **own)
-    if faults := _faults(recipe):
-        raise RecipeError(*faults)
     name = name.replace("_", "-")
-    config = _config(name, recipe, given, arm if arm in list(base.ablation)[1:] else "")
+    recipe, config, origin = _begun(name, base.with_fields(own), given, arm if arm in list(base.ablation)[1:] else "")
     changed = {"arm": arm, **overrides} if arm else overrides
-    return Resolved(name, scale, trainer_class, recipe, config, changed, remark if (asked, scale) == ("auto", "tiny") else "")
+    return Resolved(name, scale, trainer_class, recipe, config, changed, remark if (asked, scale) == ("auto", "tiny") else "", origin)
+
+
+def _begun(name: str, recipe: Recipe, given: dict[str, Any], arm: str) -> tuple[Recipe, RecipeConfig, dict[str, Any] | None]:
+    """The recipe as it starts, its configuration, and the run that it starts from.
+
+    Raises:
+        RecipeError: values that do not hold, in any of the three; all together.
+    """
+    wanted = _wanted(name, recipe, given, arm)
+    faults, started, origin, config = [], recipe, None, None
+    try:
+        started, origin = begin(recipe, given, wanted["output_dir"])
+    except RecipeError as error:
+        faults += error.faults
+    faults += _faults(started, recipe.from_scratch)
+    try:
+        config = _config(wanted)
+    except RecipeError as error:
+        faults += error.faults
+    if faults or config is None:
+        raise RecipeError(*faults)
+    return started, config, origin
 
 
 def _unknown_fields(recipe: Recipe, overrides: Iterable[str]) -> list[str]:
@@ -150,13 +173,13 @@ def _differing(recipe: Recipe, arm: str) -> Recipe:
     differs = recipe.ablation.get(arm, {})
     own = {key: value for key, value in differs.items() if key in OWN_FIELDS}
     config = {key: value for key, value in differs.items() if key in CONFIG_FIELDS}
-    return dataclasses.replace(recipe, **own, config={**recipe.config, **config})
+    return recipe.with_fields({**own, "config": {**recipe.config, **config}})
 
 
-def _faults(recipe: Recipe) -> list[str]:
-    """Values of the recipe's own fields that do not hold, alone or together."""
+def _faults(recipe: Recipe, drawn_anew: bool) -> list[str]:
+    """Values of the recipe's own fields that do not hold, alone or together; `drawn_anew`: its first run was from scratch."""
     found = [unknown_name(key, str(getattr(recipe, key)), known) for key, known in CHOICES.items() if getattr(recipe, key) not in known]
-    if recipe.mask == "everything" and not recipe.from_scratch:
+    if recipe.mask == "everything" and not drawn_anew:
         found.append("mask is 'everything': it would train a base to write its user's words; it is for models trained from scratch")
     if recipe.from_scratch and (recipe.adapter is not None or recipe.quantization is not None):
         found.append("from_scratch: a model without trained weights has nothing to adapt or quantise; leave adapter and quantization out")
@@ -170,7 +193,8 @@ def _faults(recipe: Recipe) -> list[str]:
     return found
 
 
-def _config(name: str, recipe: Recipe, given: dict[str, Any], arm: str) -> RecipeConfig:
+def _wanted(name: str, recipe: Recipe, given: dict[str, Any], arm: str) -> dict[str, Any]:
+    """The fields of the configuration: what fits the machine, the recipe's own, what the person changed."""
     gpu = torch.cuda.is_available()
     terminal = sys.stderr.isatty()
     machine = dict(
@@ -184,6 +208,10 @@ def _config(name: str, recipe: Recipe, given: dict[str, Any], arm: str) -> Recip
     wanted = {**machine, **place, **recipe.config, **{k: v for k, v in given.items() if k in CONFIG_FIELDS}}
     if arm:
         wanted |= {key: f"{wanted[key]}/{arm}" for key in place}
+    return wanted
+
+
+def _config(wanted: dict[str, Any]) -> RecipeConfig:
     try:
         config = RecipeConfig(**wanted)
     except (ValueError, TypeError) as error:

@@ -16,6 +16,8 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .replies import parse
+
 
 @dataclass
 class Question:
@@ -61,6 +63,7 @@ def generate(
     max_new_tokens: int,
     batch_size: int = 64,
     desc: str = "generating",
+    streamer: Any = None,
 ) -> list[list[int]]:
     """Greedy continuations, each up to and including its stop token or cut at the limit.
 
@@ -71,6 +74,7 @@ def generate(
         stop_ids: generation halts after any of these.
         pad_id: fills the left of shorter prompts; never attended to.
         max_new_tokens: limit per continuation, in tokens.
+        streamer: transformers' for the tokens as they come, of one prompt.
 
     Returns:
         the new ids of each prompt, in the order of `prompts`.
@@ -85,7 +89,8 @@ def generate(
     for start in tqdm(batches, desc=desc, disable=None, delay=2, leave=False):
         chosen = order[start : start + batch_size]
         ids, mask = _left_padded([prompts[i] for i in chosen], pad_id)
-        out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config)
+        inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+        out = model.generate(**inputs, generation_config=config, streamer=streamer)
         for i, new in zip(chosen, out[:, ids.shape[1] :].tolist(), strict=True):
             replies[i] = _until_stop(new, set(stops))
     model.train(training)
@@ -110,15 +115,13 @@ def judge(
     replies: Sequence[list[int]],
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: set[int],
-    parse: Callable[[str], dict],
     score: Callable[[dict, dict], dict[str, float]],
 ) -> list[Sample]:
     """Parse and score each reply; `stops` (halted by itself before the limit) is always among the scores."""
     samples = []
     for question, ids in zip(questions, replies, strict=True):
         stopped = bool(ids) and ids[-1] in stop_ids
-        text = tokenizer.decode(ids[:-1] if stopped else ids)
-        reply = {**parse(text), "stopped": stopped}
+        reply = {**parse(tokenizer, question.prompt_ids, ids, question.expected.get("tools"), stop_ids), "stopped": stopped}
         samples.append(Sample(question, ids, reply, {**score(reply, question.expected), "stops": float(stopped)}))
     return samples
 

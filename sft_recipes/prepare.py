@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from .data.reading import Conversation
 from .evaluate import Question
 from .recipe import Recipe, RecipeError, SupervisionError, sources
 from .rows import Supervision, balance, build_rows
-from .turns import Supervisor, Turn, learned, stop_ids
+from .turns import Supervisor, Turn, stop_ids
 from .turns.dataset import supervise_all
 from .turns.turn import collector_paused
 from .weights import load_tokenizer
@@ -63,6 +62,11 @@ class Prepared:
     questions: list[Question]
     stop_ids: set[int]
 
+    @property
+    def chat_template_hash(self) -> str:
+        """SHA-256 of the chat template, byte for byte."""
+        return hashlib.sha256(self.tokenizer.chat_template.encode()).hexdigest()
+
 
 @collector_paused()
 def prepare(
@@ -76,7 +80,7 @@ def prepare(
     """Read and supervise a recipe's data.
 
     Args:
-        trainer_class: supplies the hooks `conversation` and `render`.
+        trainer_class: supplies the hook `conversation`.
         recipe: resolved.
         max_length: a turn fits when its prompt and itself have at most this many tokens; of the others `recipe.overlong` decides.
         train_dataset, eval_dataset: rows in memory that stand in for the recipe's own data.
@@ -91,14 +95,14 @@ def prepare(
     data.raise_faults(faults)
     judged = replace(recipe, mask="completion", loss_per="token")  # held-out rows are the same whatever carries loss in training
     parts = [
-        _part(_spread(c, sample), len(c), trainer_class, which, tokenizer, max_length, faults)
+        _part(_spread(c, sample), len(c), which, tokenizer, max_length, faults)
         for c, which in zip(conversations, (recipe, judged), strict=True)
     ]
     if not faults:
         faults += [_nothing_left(name, p) for name, p in zip(("training", "held-out"), parts, strict=True) if not p.rows]
     data.raise_faults(faults)
     stops = {stop for part in parts for turns in part.turns for stop in stop_ids(turns)}
-    return Prepared(recipe, tokenizer, parts[0], parts[1], list(_questions(parts[1], recipe.last_turn_only)), stops)
+    return Prepared(recipe, tokenizer, parts[0], parts[1], list(_questions(parts[1])), stops)
 
 
 def _or_faults(faults: list[str], work: Callable[..., Any], *args: Any) -> Any:
@@ -141,7 +145,6 @@ def cache_folder() -> Path:
 def _part(
     conversations: list[Conversation],
     read: int,
-    trainer_class: Any,
     recipe: Recipe,
     tokenizer: Any,
     max_length: int | None,
@@ -149,13 +152,10 @@ def _part(
 ) -> Part:
     options = dict(last_turn_only=recipe.last_turn_only, allow_control_tokens=recipe.allow_control_tokens)
     supervisor = Supervisor(tokenizer, **options, **recipe.template_kwargs)
-    rendered = [data.attempt(partial(trainer_class.render, c), "render", c["source"], faults) for c in conversations]
-    known = [(c["source"], (r["messages"], r["tools"])) for c, r in zip(conversations, rendered, strict=True) if r is not None]
-    found = supervise_all(supervisor, [said for _, said in known], cache_folder())
-    for (source, _), turns in zip(known, found, strict=True):
-        if isinstance(turns, SupervisionError):
-            faults += [f"{source}, {fault}" for fault in turns.faults]
-    supervised = [(source, turns) for (source, _), turns in zip(known, found, strict=True) if isinstance(turns, list)]
+    found = supervise_all(supervisor, [(c["messages"], c["tools"]) for c in conversations], cache_folder())
+    known = [(c["source"], turns) for c, turns in zip(conversations, found, strict=True)]
+    faults += [f"{source}, {fault}" for source, turns in known if isinstance(turns, SupervisionError) for fault in turns.faults]
+    supervised = [(source, turns) for source, turns in known if isinstance(turns, list)]
     learned_turns = [turns for _, turns in supervised]
     built = _or_faults(faults, build_rows, supervised, max_length, recipe.mask, recipe.loss_per, recipe.overlong)
     rows, supervision = built or ([], Supervision())
@@ -171,11 +171,12 @@ def _nothing_left(name: str, part: Part) -> str:
     return f"no {name} conversation is left{why}"
 
 
-def _questions(part: Part, last_only: bool) -> Iterable[Question]:
-    """Every learned turn, with the original message it came from: the n-th learned one on either side of `render`."""
+def _questions(part: Part) -> Iterable[Question]:
+    """Every learned turn, with the message it came from."""
     for conversation, turns in zip(part.conversations, part.turns, strict=True):
         messages = conversation["messages"]
-        for index, turn in zip(learned(messages, last_only), turns, strict=True):
+        for turn in turns:
+            index = turn.message_index
             asked = str(messages[index - 1].get("content", "")) if index else ""
             expected = {**messages[index], "tools": conversation["tools"], "asked": asked}
             yield Question(conversation["source"], index, asked, turn.prompt_ids, expected)

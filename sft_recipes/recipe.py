@@ -72,6 +72,9 @@ class Recipe:
 
     Attributes:
         model: folder or Hub id of the base model.
+        revision: of `model` on the Hub: a branch, tag or commit.
+        start_from: an earlier run (its folder or its recipe's name), whose deployed model is trained on instead of `model`; or the
+            `adapter` folder of one, whose adapter is trained on.
         from_scratch: `model` is a folder with a `config.json` and a tokenizer, and its weights are drawn anew from the seed.
         data: training conversations: a path, a `Source`, a function that makes rows, or a tuple of them.
         held_out: conversations for evaluation, likewise; or a number: that many are split off `data`, by content.
@@ -97,6 +100,8 @@ class Recipe:
         bad_step: a step whose loss or gradient is not finite, or whose gradient explodes, will `stop` the run or is to `skip`.
         primary: the score that says whether the run worked; one of the names that `score` returns, or `eval_loss`.
         max_new_tokens: limit of a generated turn in evaluation, in tokens.
+        base: what an adapter of quantised weights is merged into: `trained`: the weights that those stand for, which it was trained
+            on; `original`: the checkpoint; `measured`: both, and the one with the lower held-out loss is kept.
         max_kl: bound on the mean KL per supervised token, in nats, between trained and deployed model.
         config: fields of `RecipeConfig` (a `trl.SFTConfig`) by their own names.
         ablation: runs that are compared: a name for each, and the fields of `Recipe` and `config` in which it differs; the
@@ -109,6 +114,8 @@ class Recipe:
     """
 
     model: str
+    revision: str | None = None
+    start_from: str | None = None
     from_scratch: bool = False
     data: Data
     held_out: int | Data = 200
@@ -130,6 +137,7 @@ class Recipe:
     bad_step: str = "stop"
     primary: str = "eval_loss"
     max_new_tokens: int = 512
+    base: str = "trained"
     max_kl: float = 1e-3
     config: Mapping[str, Any] = field(default_factory=dict)
     ablation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -145,7 +153,12 @@ class Recipe:
         """This recipe at `full` or `tiny` scale."""
         if scale == "full":
             return self
-        return dataclasses.replace(self, **{**self.tiny, "config": {**self.config, **self.tiny.get("config", {})}})
+        return self.with_fields({**self.tiny, "config": {**self.config, **self.tiny.get("config", {})}})
+
+    def with_fields(self, fields: Mapping[str, Any]) -> Recipe:
+        """This recipe with other values of some fields; a `revision` belongs to its `model`, and goes when that does."""
+        gone = {"revision": None} if "model" in fields else {}
+        return dataclasses.replace(self, **{**gone, **fields})
 
 
 def sources(value: Data) -> list[Source | Rows]:

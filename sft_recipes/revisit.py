@@ -1,9 +1,7 @@
-"""A finished run, opened again from its folder: evaluate it, merge it anew, talk to it."""
+"""A finished run, opened again from its folder: evaluate it, merge it anew."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -11,29 +9,33 @@ from peft import PeftModel
 from . import evaluate as judging
 from . import export
 from .config import Resolved, resolve
+from .lineage import found_again
 from .prepare import Prepared, prepare
-from .recipe import RecipeError
+from .recipe import Recipe, RecipeError
 from .run import Run, find
-from .weights import load_base, load_model
+from .weights import load_base, load_model, refuse_another
 
 
-def reopen(name: str) -> tuple[Run, Resolved]:
-    """A run and the recipe it was made with.
+def reopen(name: str, **changed: Any) -> tuple[Run, Resolved]:
+    """A run and the recipe it was made with, but for fields that are `changed`.
 
     Raises:
-        RecipeError: no such run, or its recipe is gone.
+        RecipeError: no such run, its recipe is gone, or the run that it started from is gone or has changed.
     """
     run = find(name)
     said = run.read("recipe.json")
     if spelt := [key for key in ("adapter", "quantization") if said["overrides"].get(key) is not None]:
         raise RecipeError(f"{run.folder} was made in Python with its own {' and '.join(spelt)}, which recipe.json only describes")
-    return run, resolve(said["recipe"], said["scale"], **said["overrides"])
+    again = {"start_from": found_again(run, said["from"])} if said.get("from") else {}
+    return run, resolve(said["recipe"], said["scale"], **{**said["overrides"], **again, **changed})
 
 
 def _prepared(run: Run, resolved: Resolved) -> Prepared:
     prepared = prepare(resolved.trainer_class, resolved.recipe, resolved.config.max_length)
     if prepared.held_out.hash != run.read("recipe.json")["data"]["held_out"]:
         raise RecipeError(f"{run.folder}: the held-out data are not those of the run; they have changed since, or were in memory")
+    if prepared.chat_template_hash != run.read("recipe.json").get("chat_template"):
+        raise RecipeError(f"{run.folder}: the chat template is not the one of the run; the recipe or its base has changed since")
     return prepared
 
 
@@ -49,8 +51,7 @@ def evaluate(name: str) -> dict[str, float]:
     model, prepared = _merged(run), _prepared(run, resolved)
     questions, stops = prepared.questions, prepared.stop_ids
     replies = _replies(model, prepared, len(questions))
-    hooks = resolved.trainer_class
-    return judging.scores(judging.judge(questions, replies, prepared.tokenizer, stops, hooks.parse, hooks.score))
+    return judging.scores(judging.judge(questions, replies, prepared.tokenizer, stops, resolved.trainer_class.score))
 
 
 def _replies(model: Any, prepared: Prepared, count: int) -> list[list[int]]:
@@ -59,67 +60,34 @@ def _replies(model: Any, prepared: Prepared, count: int) -> list[list[int]]:
     return judging.generate(model, prompts, prepared.stop_ids, prepared.tokenizer.pad_token_id, limit)
 
 
-def merge(name: str) -> dict[str, Any]:
-    """Merge a run's adapter into the base it was trained on, again, and prove it."""
-    run, resolved = reopen(name)
+def merge(name: str, **changed: Any) -> dict[str, Any]:
+    """Merge a run's adapter again, and prove it; the numbers of each base go into `metrics.json`.
+
+    Args:
+        name: the run.
+        **changed: `base` and `max_kl` of the recipe.
+
+    Returns:
+        the proof, with `faults` where the run's `merged/` was left as it was.
+    """
+    run, resolved = reopen(name, **changed)
     if not run.adapter.is_dir():
         raise RecipeError(f"{run.folder} holds no adapter/: nothing to merge")
-    recipe, prepared = resolved.recipe, _prepared(run, resolved)
-    base = load_base(recipe, prepared.tokenizer)
-    trained: Any = PeftModel.from_pretrained(base, str(run.adapter)).eval()
+    recipe, prepared, metrics = resolved.recipe, _prepared(run, resolved), run.read("metrics.json")
+    said = _said(run, recipe, prepared)
+    about = {"recipe": run.read("recipe.json"), "metrics": metrics, "samples": run.read_lines("samples.jsonl")}
+    proof = export.deploy(recipe, prepared.tokenizer, run.adapter, said, run.merged, about)
+    known = metrics["merge"] or {}
+    kept = known if proof["faults"] and known else proof
+    run.write("metrics.json", {**metrics, "merge": {**kept, "bases": {**known.get("bases", {}), **proof["bases"]}}})
+    return proof
+
+
+def _said(run: Run, recipe: Recipe, prepared: Prepared) -> export.Record:
+    """What the run's adapter says on the base it was trained on."""
+    refuse_another(run.adapter, recipe)
+    trained: Any = PeftModel.from_pretrained(load_base(recipe, prepared.tokenizer), str(run.adapter)).eval()
     prompts = [question.prompt_ids for question in prepared.questions[: export.PROMPTS]]
     answered = list(zip(prompts, _replies(trained, prepared, len(prompts)), strict=True))
-    said = export.record(trained, prepared.held_out.rows, answered, recipe.max_new_tokens)
-    export.merge(recipe, run.adapter, prepared.stop_ids, run.merged)
-    return export.prove(run.merged, said, run.folder / ".proof")
-
-
-def chat(name: str, tools: Path | None) -> None:
-    """Read a line, answer it, until an empty line; a tool call asks for its result."""
-    run, resolved = reopen(name)
-    model = _merged(run)
-    tokenizer = _tokenizer(run)
-    conversation: dict[str, Any] = {"messages": [], "tools": _schemas(tools)}
-    role = "user"
-    while line := _ask("result> " if role == "tool" else "you> "):
-        conversation["messages"].append({"role": role, "content": line})
-        reply = _reply(model, tokenizer, resolved, conversation)
-        conversation["messages"].append(reply)
-        for call in reply.get("tool_calls", []):
-            print(f"call> {json.dumps(call['function'], ensure_ascii=False)}")
-        if reply["content"]:
-            print(reply["content"])
-        role = "tool" if reply.get("tool_calls") else "user"
-
-
-def _ask(prompt: str) -> str:
-    try:
-        return input(prompt).strip()
-    except EOFError:
-        return ""
-
-
-def _schemas(file: Path | None) -> list[dict]:
-    if file is None:
-        return []
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{file}: not a JSON list of tool schemas: {error}") from error
-
-
-def _tokenizer(run: Run) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(run.merged)
-
-
-def _reply(model: Any, tokenizer: Any, resolved: Resolved, conversation: dict[str, Any]) -> dict[str, Any]:
-    hooks, recipe = resolved.trainer_class, resolved.recipe
-    rendered = hooks.render(conversation)
-    prompt = tokenizer.apply_chat_template(
-        rendered["messages"], tools=rendered["tools"] or None, add_generation_prompt=True, return_dict=False, **recipe.template_kwargs
-    )
-    stops = set(export.declared_stops(model.generation_config))
-    ids = judging.generate(model, [prompt], stops, tokenizer.pad_token_id, recipe.max_new_tokens)[0]
-    return hooks.parse(tokenizer.decode(ids[:-1] if ids[-1] in stops else ids))
+    served = export.served_prompts((prepared.train, prepared.held_out))
+    return export.record(trained, recipe, prepared.tokenizer, prepared.stop_ids, prepared.held_out.rows, answered, served)

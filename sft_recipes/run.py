@@ -1,6 +1,6 @@
 """The run folder, `runs/<recipe>/`: what is in it, and how it is written.
 
-recipe.json      everything resolved: recipe, configuration, versions, hashes of the data
+recipe.json      everything resolved: recipe, configuration, versions, hashes of the data and of the base; the run it started from
 metrics.json     scores before and after, the merge proof, the account of the supervision
 samples.jsonl    every generation, before and after
 history.jsonl    everything logged during training, step by step
@@ -70,6 +70,10 @@ class Run:
             raise RecipeError(f"{self.folder} holds no {name}: the run has not finished")
         return json.loads(file.read_text(encoding="utf-8"))
 
+    def read_lines(self, name: str) -> list[dict[str, Any]]:
+        """One of the run's files of one JSON object a line."""
+        return [json.loads(line) for line in (self.folder / name).read_text(encoding="utf-8").splitlines()]
+
     def set_aside(self) -> Path | None:
         """Move an earlier run of the same name to `<name>.1`, `.2`, ...: nothing finished is overwritten."""
         if not (self.folder / "recipe.json").is_file():
@@ -90,14 +94,21 @@ def _plain(value: Any) -> str:
 
 def find(name: str) -> Run:
     """A run by its folder or by its recipe's name (`gemma-tools` stands for `runs/gemma-tools`)."""
-    return Run(Path(name) if Path(name).is_dir() else Path("runs") / name)
+    typed, short = Path(name), Path("runs") / name
+    elsewhere = len(typed.parts) > 1 and typed.parent.is_dir() and not short.is_dir()  # no such folder, but beside others
+    return Run(typed if typed.is_dir() or elsewhere else short)
 
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes")
 
 
-def describe(resolved: Any, prepared: Any, layout: Any) -> dict[str, Any]:
-    """The content of `recipe.json`: what it takes to repeat the run, and to know whether it was repeated."""
+def describe(resolved: Any, prepared: Any, layout: Any, base: dict[str, Any]) -> dict[str, Any]:
+    """The content of `recipe.json`: what it takes to repeat the run, and to know whether it was repeated.
+
+    Args:
+        resolved, prepared, layout: of the run.
+        base: the `weights.identity` of what it trains on.
+    """
     recipe = asdict(resolved.recipe)
     for name in ("adapter", "quantization"):
         if recipe[name] is not None:
@@ -108,7 +119,10 @@ def describe(resolved: Any, prepared: Any, layout: Any) -> dict[str, Any]:
         "overrides": resolved.overrides,
         "resolved": {key: value for key, value in recipe.items() if key != "tiny"},
         "config": resolved.config.to_dict(),
+        "base": base,
+        "from": resolved.origin,
         "data": {"train": prepared.train.hash, "held_out": prepared.held_out.hash},
+        "chat_template": prepared.chat_template_hash,
         "layout": layout.as_dict(),
         "versions": {library: version(library) for library in LIBRARIES},
     }
@@ -117,8 +131,7 @@ def describe(resolved: Any, prepared: Any, layout: Any) -> dict[str, Any]:
 def summary(run: Run, samples: int = 3) -> dict[str, Any]:
     """What a person wants to know of a finished run: scores, a few generations, the proof, where everything is."""
     metrics = run.read("metrics.json")
-    with (run.folder / "samples.jsonl").open(encoding="utf-8") as lines:
-        after = [sample for sample in map(json.loads, lines) if sample["stage"] == "after"]
+    after = [sample for sample in run.read_lines("samples.jsonl") if sample["stage"] == "after"]
     chosen = after[:: max(1, len(after) // samples)][:samples]
     return {
         **{key: metrics[key] for key in ("primary", "before", "after", "merge")},

@@ -136,11 +136,24 @@ def print_summary(summary: dict[str, Any]) -> None:
     for sample in summary["samples"]:
         said = Text("\n").join([Text(sample["asked"], CONTEXT), Text(sample["reply"], "green" if sample["right"] else "red")])
         out.print(Panel(said, title=Text(f"{sample['source']}"), title_align="left", border_style="dim"))
-    proof = summary["merge"]
-    equal = "equal" if proof["generations_equal"] else "not all equal"
-    out.print(
-        f"The merged model, reloaded in a fresh process: KL {proof['kl']:.1e} per supervised token to the trained one, "
-        f"{proof['generations']} generations {equal}."
-    )
+    print_proof(summary["merge"])
     out.print(Text("Deployable folder: ").append(summary["merged"], "bold"))
     out.print(Text("Next: ").append(f"make chat RUN={summary['run']}", "bold"))
+
+
+def print_proof(proof: dict[str, Any]) -> None:
+    """That the deployed folder is the trained model, in numbers; and those of another base, where one was measured."""
+    if "kl" in proof:
+        equal = "equal" if proof["generations_equal"] else "not all equal"
+        out.print(
+            f"The merged model, reloaded in a fresh process: KL {proof['kl']:.1e} per supervised token to the trained one "
+            f"(at most {proof['max_kl']:.1e}), {proof['generations']} generations {equal}, {proof['stops']:.0%} halt by themselves "
+            f"(trained {proof['trained_stops']:.0%}), {proof['prompts']} training prompts rendered to the same ids."
+        )
+    if different := proof.get("first_difference"):
+        for name, text in different.items():
+            out.print(Text.assemble((f"{name:<9}", "dim"), text[-400:]))
+    if len(proof["bases"]) > 1 or "original" in proof["bases"]:
+        for base, found in proof["bases"].items():
+            numbers = f"KL {found['kl']:.1e}, held-out loss {found['loss']:.4f}" if "kl" in found else "could not be loaded"
+            out.print(f"merged into the {base} base: {numbers}")

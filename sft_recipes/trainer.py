@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+
 from . import evaluate as judging
 from . import export, tracking
 from .config import RecipeConfig as RecipeConfig
@@ -19,7 +21,7 @@ from .recipe import Recipe, RecipeError
 from .rows import dataset
 from .run import Run, describe
 from .step import StepTrainer
-from .weights import adapter, load_base, settle
+from .weights import adapter, base_of, load_adapter, load_base, save_adapter, settle, trainable
 
 
 class RecipeTrainer(StepTrainer):
@@ -28,12 +30,11 @@ class RecipeTrainer(StepTrainer):
     A recipe subclasses it once and sets `recipe`. Its hooks, all optional and all static:
 
     - `conversation(row)`: a row as its source has it, to `{"messages", "tools"}` in the OpenAI form;
-    - `render(conversation)`: that conversation in the roles and fields the chat template knows;
-    - `parse(text)`: a generated turn back to an assistant message, the reverse of `render`;
-    - `score(reply, expected)`: a parsed reply (with `stopped`) and the reference (with `tools`, and `asked`: the text before it) to floats.
+    - `score(reply, expected)`: a reply, read by the tokenizer's response template (with `stopped`), and the reference (with `tools`,
+      and `asked`: the text before it) to floats.
 
     Args:
-        model: the base model, loaded.
+        model: the base model, loaded; or a `PeftModel`, whose adapter is trained on.
         resolved: the recipe and its configuration, whose `output_dir` is the run folder.
         prepared: rows, questions and stop tokens, from `prepare`.
         layout: of the training rows, from `preflight`; `None` for one conversation a row.
@@ -44,14 +45,6 @@ class RecipeTrainer(StepTrainer):
     @staticmethod
     def conversation(row: dict) -> dict:
         return row
-
-    @staticmethod
-    def render(conversation: dict) -> dict:
-        return conversation
-
-    @staticmethod
-    def parse(text: str) -> dict:
-        return {"role": "assistant", "content": text}
 
     @staticmethod
     def score(reply: dict, expected: dict) -> dict[str, float]:
@@ -67,6 +60,8 @@ class RecipeTrainer(StepTrainer):
         packed = self.layout.packed
         if packed is not None:
             args.per_device_train_batch_size = 1  # row a micro-batch: it holds as many conversations as it has tokens for
+        continued = isinstance(model, PeftModel)
+        exact = trainable(model) if continued else None
         super().__init__(
             prepared.recipe,
             model=model,
@@ -74,9 +69,9 @@ class RecipeTrainer(StepTrainer):
             train_dataset=dataset(packed.rows if packed is not None else prepared.train.rows),
             eval_dataset=dataset(prepared.held_out.rows),
             processing_class=prepared.tokenizer,
-            peft_config=adapter(prepared.recipe, prepared.tokenizer, model),
+            peft_config=None if continued else adapter(prepared.recipe, prepared.tokenizer, model),
         )
-        settle(self.model)
+        settle(self.model, exact)
         told_in_lines(self)
         self._judging = False
         self._samples: list[judging.Sample] = []
@@ -88,34 +83,26 @@ class RecipeTrainer(StepTrainer):
             transformers' `TrainOutput`, with the scores added to its `metrics`.
 
         Raises:
-            RecipeError: the deployed model is not the trained one (mean KL above the recipe's `max_kl`).
+            RecipeError: the deployed model is not the trained one, with everything that differs; or it cannot be written.
         """
         if resume_from_checkpoint is True and not any(self.run.checkpoints.glob("checkpoint-*")):
             raise RecipeError(f"nothing to resume: no checkpoint in {self.run.checkpoints}")
         if self.is_world_process_zero():
             if not resume_from_checkpoint:
                 self.run.set_aside()
-            self.run.write("recipe.json", describe(self.resolved, self.prepared, self.layout))
+            self.run.write("recipe.json", describe(self.resolved, self.prepared, self.layout, base_of(self.resolved.recipe)))
         self.accelerator.wait_for_everyone()
         with tracking.started(self):
             before, samples = self.judge()
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             after, learned = self.judge()
-            merge = self._deploy(learned)
-        self.metrics = {
-            "primary": self.prepared.recipe.primary,
-            "before": before,
-            "after": after,
-            "merge": merge,
-            "supervision": {p: getattr(self.prepared, p).supervision.as_dict() for p in ("train", "held_out")},
-            "stop_tokens": self.processing_class.convert_ids_to_tokens(sorted(self.prepared.stop_ids)),
-            "train": output.metrics,
-            "steps": {"skipped": self.guard.skipped, "unmoved": self.unmoved},
-        }
+            self.metrics = self._measured(before, after, output.metrics)
+            lines = self._write([("before", samples), ("after", learned)])  # kept, whatever becomes of the merge
+            self.metrics["merge"] = self._deploy(learned, lines)
         if self.is_world_process_zero():
-            self._write([("before", samples), ("after", learned)])
+            self.run.write("metrics.json", self.metrics)
         self.accelerator.wait_for_everyone()
-        self._refuse_another_model(merge)
+        export.refuse(self.metrics["merge"], self.run.merged)
         return output._replace(metrics={**output.metrics, **{f"after_{name}": value for name, value in after.items()}})
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
@@ -155,39 +142,47 @@ class RecipeTrainer(StepTrainer):
             self.processing_class.pad_token_id,
             prepared.recipe.max_new_tokens,
         )
-        own = judging.judge(mine, replies, self.processing_class, prepared.stop_ids, self.parse, self.score)
+        own = judging.judge(mine, replies, self.processing_class, prepared.stop_ids, self.score)
         return judging.gathered(own, questions)
 
-    def _deploy(self, learned: list[judging.Sample]) -> dict[str, Any]:
+    def _measured(self, before: dict[str, float], after: dict[str, float], trained: dict[str, float]) -> dict[str, Any]:
+        """The content of `metrics.json`, but for the proof."""
+        return {
+            "primary": self.prepared.recipe.primary,
+            "before": before,
+            "after": after,
+            "merge": {},
+            "supervision": {p: getattr(self.prepared, p).supervision.as_dict() for p in ("train", "held_out")},
+            "stop_tokens": self.processing_class.convert_ids_to_tokens(sorted(self.prepared.stop_ids)),
+            "train": trained,
+            "steps": {"skipped": self.guard.skipped, "unmoved": self.unmoved},
+        }
+
+    def _write(self, stages: list[tuple[str, list[judging.Sample]]]) -> list[dict[str, Any]]:
+        """Everything measured, into the run folder; the lines of `samples.jsonl`."""
+        lines = [{"stage": stage, **s.as_dict(self.processing_class)} for stage, samples in stages for s in samples]
+        if self.is_world_process_zero():
+            self.run.write("metrics.json", self.metrics)
+            self.run.write_lines("samples.jsonl", lines)
+            self.run.write_lines("history.jsonl", self.state.log_history)
+        return lines
+
+    def _deploy(self, learned: list[judging.Sample], lines: list[dict[str, Any]]) -> dict[str, Any]:
         """Save, merge and prove on the first process."""
         proof: dict[str, Any] = {}
         if self.is_world_process_zero():
-            prepared, model = self.prepared, self.accelerator.unwrap_model(self.model)
+            prepared, model, tokenizer = self.prepared, self.accelerator.unwrap_model(self.model), self.processing_class
             answered = [(sample.question.prompt_ids, sample.reply_ids) for sample in learned]
-            said = export.record(model, prepared.held_out.rows, answered, prepared.recipe.max_new_tokens)
-            if prepared.recipe.adapter is None:
-                export.save(model, self.processing_class, prepared.stop_ids, self.run.merged)
-            else:
-                model.save_pretrained(self.run.adapter)
-                export.merge(prepared.recipe, self.run.adapter, prepared.stop_ids, self.run.merged)
-            proof = export.prove(self.run.merged, said, self.run.folder / ".proof")
+            served = export.served_prompts((prepared.train, prepared.held_out))
+            rows = prepared.held_out.rows
+            said = export.record(model, prepared.recipe, tokenizer, prepared.stop_ids, rows, answered, served)
+            if prepared.recipe.adapter is not None:
+                save_adapter(model, tokenizer, prepared.recipe, self.run.adapter)
+            source = model if prepared.recipe.adapter is None else self.run.adapter
+            about = {"recipe": self.run.read("recipe.json"), "metrics": self.metrics, "samples": lines}
+            proof = export.deploy(prepared.recipe, tokenizer, source, said, self.run.merged, about)
         self.accelerator.wait_for_everyone()
         return proof
-
-    def _write(self, stages: list[tuple[str, list[judging.Sample]]]) -> None:
-        self.run.write("metrics.json", self.metrics)
-        lines = ({"stage": stage, **s.as_dict(self.processing_class)} for stage, samples in stages for s in samples)
-        self.run.write_lines("samples.jsonl", lines)
-        self.run.write_lines("history.jsonl", self.state.log_history)
-
-    def _refuse_another_model(self, merge: dict[str, Any]) -> None:
-        bound = self.prepared.recipe.max_kl
-        if merge and not merge["kl"] <= bound:
-            self.run.merged.rename(self.run.folder / "merged.refused")
-            raise RecipeError(
-                f"{self.run.merged}: not the model that was trained: KL {merge['kl']:.2e} per supervised token, the bound is "
-                f"{bound:.0e}. The adapter is kept in {self.run.adapter}, the merged folder renamed to merged.refused"
-            )
 
 
 def build_trainer(
@@ -205,7 +200,7 @@ def build_trainer(
         train_dataset: a `datasets.Dataset` or a list of conversations, instead of the recipe's data.
         eval_dataset: the same for the held-out data; without it a part of `train_dataset` is split off.
         **overrides: any field of `Recipe` or of `trl.SFTConfig`, by its own name; or `arm`, one of the recipe's ablation instead
-            of the first.
+            of the first; `start_from` is what the command calls `--from`.
 
     Raises:
         RecipeError: every fault of recipe, overrides, model and data, one line each.
@@ -225,5 +220,8 @@ def from_report(report: Report) -> RecipeTrainer:
     """A trainer for a recipe that has passed its check."""
     resolved, prepared = report.resolved, report.prepared
     assert prepared is not None
-    model = load_base(resolved.recipe, prepared.tokenizer, resolved.config.seed)
+    model: Any = load_base(resolved.recipe, prepared.tokenizer, resolved.config.seed)
+    origin = resolved.origin
+    if origin and origin["part"] == "adapter":
+        model = load_adapter(model, Run(Path(origin["run"])).adapter)
     return resolved.trainer_class(model, resolved, prepared, report.layout)

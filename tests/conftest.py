@@ -9,7 +9,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="sft-recipes-tests-")  # no test reads what another run has kept
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,21 @@ def gemma_tools():
     from sft_recipes import load_recipe
 
     return load_recipe("gemma-tools")
+
+
+def command(*words, cwd, **env):
+    """Run a command to its end and give it back; its output is shown when it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", **env}
+    environment.pop("WANDB_MODE", None)
+    done = subprocess.run([str(w) for w in words], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="session")
+def main_job(tmp_path_factory):
+    """The main job as a person types it, whole: its run folder, what it printed, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("main")
+    started = time.monotonic()
+    done = command(sys.executable, "-m", "sft_recipes", "train", "gemma-tools", "--scale", "tiny", cwd=folder)
+    return folder / "runs" / "gemma-tools", done.stdout, time.monotonic() - started

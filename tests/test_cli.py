@@ -111,12 +111,12 @@ def test_fields_take_every_spelling():
     assert fields(Context) == {"a": "1", "b": "2", "c": "true", "d_e": "x"}
 
 
-def test_a_render_hook_that_raises_is_a_fault_of_the_row(jsonl, chats, monkeypatch):
+def test_a_hook_that_raises_is_a_fault_of_the_row(jsonl, chats, monkeypatch):
     from sft_recipes import load_recipe
 
-    monkeypatch.setattr(load_recipe("gemma-tools"), "render", staticmethod(lambda conversation: conversation["nothing"]))
+    monkeypatch.setattr(load_recipe("gemma-tools"), "conversation", staticmethod(lambda row: row["nothing"]))
     result = run("check", "gemma-tools", "--scale", "tiny", "--data", jsonl(chats(10)))
-    assert result.exit_code == 1 and "data.jsonl:1: render() raised KeyError: 'nothing' (test_cli.py:" in result.stdout
+    assert result.exit_code == 1 and "data.jsonl:1: conversation() raised KeyError: 'nothing' (test_cli.py:" in result.stdout
 
 
 def test_supervision_faults_name_file_line_and_message(jsonl, chats):

@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, BitsAndBytesConfig
 from trl import SFTTrainer
 
-from sft_recipes import RecipeError, build_trainer, export, load_recipe, revisit
-from sft_recipes.evaluate import generate
-from sft_recipes.weights import adapter, load_base, load_tokenizer
+from sft_recipes import RecipeError, build_trainer, load_recipe, revisit
+from sft_recipes.export import deployment
+from sft_recipes.export.proof import compare
+from sft_recipes.run import describe
+from sft_recipes.weights import adapter, base_of, load_base, load_tokenizer
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32")
@@ -48,14 +50,15 @@ def trainer_of(own_recipes, tmp_path, chats):
 
 
 def deployed(trainer):
-    """Merges a trained adapter and holds it against the trained model, in this process."""
-    prepared, run = trainer.prepared, trainer.run
-    trainer.model.save_pretrained(run.adapter)
-    prompts = [question.prompt_ids for question in prepared.questions]
-    replies = generate(trainer.model, prompts, prepared.stop_ids, trainer.processing_class.pad_token_id, 4)
-    said = export.record(trainer.model, prepared.held_out.rows, list(zip(prompts, replies, strict=True)), 4)
-    export.merge(prepared.recipe, run.adapter, prepared.stop_ids, run.merged)
-    return export.compare(run.merged, said)
+    """Deploys what was trained and holds it against the trained model, in this process."""
+    scores, samples = trainer.judge()
+    trainer.metrics = trainer._measured(scores, scores, {})
+    trainer.run.write("recipe.json", describe(trainer.resolved, trainer.prepared, trainer.layout, base_of(trainer.resolved.recipe)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deployment, "prove", lambda merged, said, folder: compare(merged, said))
+        found = trainer._deploy(samples, [])
+    assert not found["faults"]
+    return found
 
 
 def rows_changed(before, after):
@@ -126,7 +129,7 @@ def test_a_grown_model_resumes_at_its_checkpoint(base, trainer_of):
 def test_full_fine_tuning_learns_them_too(base, trainer_of):
     trainer = trainer_of(base("bare"), chat_template="chatml", adapter=None)
     SFTTrainer.train(trainer)
-    export.save(trainer.model, trainer.processing_class, trainer.prepared.stop_ids, trainer.run.merged)
+    assert deployed(trainer)["kl"] < 1e-8
     assert load_file(trainer.run.merged / "model.safetensors")["model.embed_tokens.weight"].shape == (303, 32)
 
 

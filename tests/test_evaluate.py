@@ -55,7 +55,7 @@ def test_judge_always_says_whether_the_turn_stopped(tokenizer):
     ids = tokenizer("Hello.", add_special_tokens=False)["input_ids"]
     questions = [Question("a:1", 1, "?", [1], {"content": "Hello."})] * 2
     exact = lambda reply, expected: {"same": float(reply["content"] == expected["content"])}  # noqa: E731
-    samples = judge(questions, [[*ids, stop], ids], tokenizer, {stop}, lambda text: {"content": text}, exact)
+    samples = judge(questions, [[*ids, stop], ids], tokenizer, {stop}, exact)
     assert [s.scores for s in samples] == [{"same": 1.0, "stops": 1.0}, {"same": 1.0, "stops": 0.0}]
 
 

@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from sft_recipes import RecipeError
+from sft_recipes import RecipeError, supervise
 from sft_recipes.data.forms import normalized
+from sft_recipes.weights import load_tokenizer
 
 USER = {"role": "user", "content": "hi"}
 REPLY = {"role": "assistant", "content": "hello"}
@@ -345,10 +346,12 @@ def test_each_fault_in_words(row, faults):
     assert faults_of(row) == [f"here:1{fault}" for fault in faults]
 
 
-def test_the_recipes_render_gets_what_it_expects(gemma_tools):
+def test_the_recipes_template_gets_what_it_expects(gemma_tools):
     row = {**messages(USER, {**CALLING, "weight": 0.5}, RESULT, REPLY), "tools": json.dumps([BARE])}
-    rendered = gemma_tools.render(normalized(row, "here:1"))["messages"]
-    assert json.dumps(BARE) in rendered[0]["content"] and rendered[1]["weight"] == 0.5
+    read = normalized(row, "here:1")
+    tokenizer = load_tokenizer(gemma_tools.recipe.at("tiny"))
+    turns = supervise(read["messages"], tokenizer, read["tools"])
+    assert json.dumps(BARE) in tokenizer.decode(turns[0].prompt_ids) and turns[0].weight == 0.5
 
 
 def places(value, path=()):

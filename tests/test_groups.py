@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from architectures import ADAPTERS, ARCHITECTURES, LORA, SMALL, without_weights
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import Trainer
@@ -87,7 +87,7 @@ def llama(adapter, **changes):
 def test_adapters_decay_as_what_they_are(name):
     adapter, matrices, vectors = ADAPTERS[name]
     before = adapter.to_dict()
-    model = llama(adapter)
+    model = llama(adapter, attention_bias=name == "biases")  # PEFT merges a bias only into one that is there
     assert adapter.to_dict() == before and {p.device.type for p in model.parameters()} == {"meta"}
     groups = parameter_groups(model, 0.1)
     assert grouped_once(model, groups)
@@ -285,3 +285,11 @@ def test_the_table_is_readable_at_eighty_columns():
         "                                v_proj, o_proj, router; gate_up_proj_bias,",
         "                                down_proj_bias of experts",
     ]
+
+
+def test_what_could_not_be_merged_is_refused_before_it_is_trained():
+    """PEFT finds out when it merges, after training; both of its ways are held here."""
+    with pytest.raises(RecipeError, match=r"adapter: `lora_bias=True` .* has no bias, so it could not be merged after training"):
+        llama(LoraConfig(lora_bias=True, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    with pytest.raises(RecipeError, match="adapter: PEFT cannot merge a PromptTuningConfig into its base"):
+        llama(PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"))

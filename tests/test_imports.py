@@ -34,11 +34,13 @@ MAY = {
     "guards": {"recipe", "batches"},
     "step": {"recipe", "loss", "tally", "optim", "guards", "attention", "batches", "rows"},
     "weights": {"recipe"},
-    "evaluate": {"recipe", "data", "turns", "weights"},
+    "replies": set(),
+    "evaluate": {"recipe", "data", "turns", "weights", "replies"},
     "export": {"recipe", "weights", "turns", "rows", "evaluate"},
     "show": {"recipe", "rows"},
     "run": {"recipe"},
-    "config": {"recipe", "optim"},
+    "lineage": {"recipe", "run", "weights"},
+    "config": {"recipe", "optim", "lineage"},
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "accelerate")
 
@@ -142,6 +144,8 @@ def test_the_front_door_is_frozen():
 def test_recipe_fields_are_frozen():
     assert list(sft_recipes.Recipe.__dataclass_fields__) == [
         "model",
+        "revision",
+        "start_from",
         "from_scratch",
         "data",
         "held_out",
@@ -163,6 +167,7 @@ def test_recipe_fields_are_frozen():
         "bad_step",
         "primary",
         "max_new_tokens",
+        "base",
         "max_kl",
         "config",
         "ablation",

@@ -1,6 +1,7 @@
 """A base model without a chat template, and plain text: the template it is given, and its control tokens."""
 
 import functools
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sft_recipes import RecipeError, load_recipe, supervise
 from sft_recipes.weights import load_tokenizer
+from sft_recipes.weights.templates import chat_template
 
 CHAT = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "It is so."}]
 
@@ -101,7 +103,7 @@ def test_what_cannot_be_is_one_line(base, tmp_path):
     silent.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     broken = tmp_path / "broken.jinja"
     broken.write_text("{% for m in messages %}")
-    refused("no chat template; name one with `chat_template`: chatml, gemma, llama3, plain")
+    refused("no chat template; name one with `chat_template`: chatml, gemma, gemma3_tools, llama3, plain")
     refused(r"unknown chat_template 'chatlm', did you mean 'chatml'\? It can be chatml, ", template="chatlm")
     refused("llama3 renders no conversation with the tokenizer of .*bos_token' is undefined", template="llama3")
     refused("broken.jinja renders no conversation", template=str(broken))
@@ -111,6 +113,22 @@ def test_what_cannot_be_is_one_line(base, tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=byte_level(["<|x|>"])).save_pretrained(endless)
     with pytest.raises(RecipeError, match="no eos_token to end a turn of 'plain' with; name one with `stop_token`"):
         load_tokenizer(dressed(str(endless), "plain"))
+
+
+def test_a_template_brings_the_response_template_beside_it(base, tmp_path):
+    mine, beside = tmp_path / "mine.jinja", tmp_path / "mine.response.json"
+    mine.write_text(chat_template("chatml"))
+    assert load_tokenizer(dressed(base("qwen"), str(mine))).response_template is None
+    found = {"start_anchor": "<|im_start|>assistant\n", "fields": {"content": {"close": "<|im_end|>"}}}
+    beside.write_text(json.dumps(found))
+    for kind in KINDS:
+        tokenizer = load_tokenizer(dressed(base(kind), str(mine)))
+        tokenizer.save_pretrained(tmp_path / kind)
+        assert tokenizer.response_template == AutoTokenizer.from_pretrained(tmp_path / kind).response_template == found
+    for wrong in ("{", "[]", '{"fields": {}}', json.dumps({**found, "fields": {"content": {"close_pattern": "("}}})):
+        beside.write_text(wrong)
+        with pytest.raises(RecipeError, match=r"mine\.response\.json: not a response template as transformers reads it: "):
+            load_tokenizer(dressed(base("qwen"), str(mine)))
 
 
 # Plain text

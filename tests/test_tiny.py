@@ -4,11 +4,13 @@ import json
 import random
 
 import pytest
+from transformers import AutoProcessor
 
 from sft_recipes import TINY
 from sft_recipes.data.forms import normalized
 from sft_recipes.preflight import duplicates
 from sft_recipes.tiny import conversations, corpus
+from sft_recipes.tiny.base import build_model, build_processor
 from sft_recipes.tiny.words import Words, is_held_out
 
 
@@ -28,6 +30,16 @@ def test_counts_and_kinds():
     calls = [len(row["messages"][1].get("tool_calls", [])) for row in train]
     assert {0, 1, 2} == set(calls) and 0.1 < calls.count(0) / 2000 < 0.2 and 0.15 < calls.count(2) / 2000 < 0.25
     assert {len(row["tools"]) for row in train} == {1, 2, 3}
+
+
+def test_the_base_has_the_processor_that_a_server_loads(tmp_path):
+    processor = AutoProcessor.from_pretrained(TINY / "gemma3")
+    made = build_processor(processor.tokenizer, build_model(0))
+    made.save_pretrained(tmp_path)
+    for name in ("processor_config.json", "tokenizer_config.json"):
+        written, embedded = (json.loads((folder / name).read_text()) for folder in (tmp_path, TINY / "gemma3"))
+        assert {key: written.get(key) for key in embedded} == embedded
+    assert (processor.image_seq_length, processor.tokenizer.image_token) == (1, "<image_soft_token>")
 
 
 def open_values(rows):

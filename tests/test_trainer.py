@@ -10,6 +10,7 @@ from trl import SFTTrainer
 
 from sft_recipes import RecipeError, build_trainer, revisit
 from sft_recipes.run import Run, find, summary
+from sft_recipes.weights import identity
 
 SMALL = dict(scale="tiny", report_to="none", max_steps=2, per_device_train_batch_size=4, max_new_tokens=4, save_strategy="no", held_out=5)
 
@@ -84,6 +85,11 @@ def test_the_folder_is_written_and_summarised(finished):
     assert not [p for p in run.folder.rglob("*") if "unfinished" in p.name or p.name == ".proof"]
 
 
+def test_the_run_and_its_adapter_know_the_base(finished, small_base):
+    said, adapter = finished.run.read("recipe.json"), json.loads((finished.run.adapter / "base.json").read_text())
+    assert said["base"] == identity(small_base) == {key: adapter[key] for key in said["base"]} and said["from"] is None
+
+
 def test_an_earlier_run_is_set_aside_not_overwritten(tmp_path):
     for expected in ("run.1", "run.2"):
         run = Run(tmp_path / "run")
@@ -93,11 +99,21 @@ def test_an_earlier_run_is_set_aside_not_overwritten(tmp_path):
     assert Run(tmp_path / "run").set_aside() is None
 
 
-def test_a_model_that_is_not_the_trained_one_is_refused_and_the_adapter_kept(finished):
-    with pytest.raises(RecipeError, match=r"not the model that was trained: KL 2.00e-03 .* the bound is 1e-03"):
-        finished._refuse_another_model({"kl": 2e-3})
-    assert (finished.run.folder / "merged.refused").is_dir() and finished.run.adapter.is_dir()
-    (finished.run.folder / "merged.refused").rename(finished.run.merged)
+def test_a_model_that_is_not_the_trained_one_is_refused_and_the_rest_kept(make):
+    trainer = make("refused", max_kl=-1.0)
+    with pytest.raises(RecipeError, match=r"merged: not the model that was trained: mean KL .* the bound is -1e\+00"):
+        trainer.train()
+    assert trainer.run.adapter.is_dir() and not trainer.run.merged.exists()
+    metrics = trainer.run.read("metrics.json")
+    assert metrics["merge"]["faults"] and metrics["after"] and (trainer.run.folder / "samples.jsonl").is_file()
+
+
+def test_a_run_whose_template_has_changed_is_not_merged_with_another(finished, tmp_path):
+    run = Run(tmp_path / "copy")
+    shutil.copytree(finished.run.folder, run.folder)
+    run.write("recipe.json", {**run.read("recipe.json"), "chat_template": "0" * 64})
+    with pytest.raises(RecipeError, match="the chat template is not the one of the run; the recipe or its base has changed since"):
+        revisit.merge(str(run.folder))
 
 
 def test_nothing_to_resume_is_one_line(make):

@@ -16,7 +16,7 @@ from ..optim.groups import account, parameter_groups
 from ..prepare import Part, Prepared, prepare
 from ..recipe import RecipeError
 from ..rows import fitting
-from ..weights import unweighted
+from ..weights import refuse_another, unweighted
 from ..weights.skeleton import adapted
 from . import advice, duplicates, steps
 from .layouts import Abilities, Layout, abilities, choose
@@ -67,15 +67,16 @@ def check(
     recipe, config = resolved.recipe, resolved.config
     able = None
     try:
-        model = unweighted(recipe.model)
+        model = unweighted(recipe.model, recipe.revision)
         able = abilities(model, recipe.adapter, config)
         parameters = sum(p.numel() for p in model.parameters())
         report.counts["parameters"] = parameters
         report.faults += disk_faults(Path(str(config.output_dir)), parameters * torch.finfo(getattr(torch, recipe.dtype)).bits // 8)
         _trained(report, model)
+        _on_its_base(resolved)
     except RecipeError as error:
         report.faults += error.faults
-    report.warnings += advice.warnings(recipe, config, report.counts.get("parameters"))
+    report.warnings += advice.warnings(recipe, config, report.counts.get("parameters")) + quantised_anew(resolved)
     try:
         report.prepared = prepare(resolved.trainer_class, recipe, config.max_length, train_dataset, eval_dataset, sample)
     except RecipeError as error:
@@ -104,6 +105,28 @@ def _trained(report: Report, model: Any) -> None:
         report.warnings.append(f"what is trained can be listed only with the weights ({reason})")
         return
     report.counts["optimizer"] = account(model, groups, config.learning_rate)
+
+
+def _on_its_base(resolved: Resolved) -> None:
+    """Whether an adapter that is to be trained on was trained on this base.
+
+    Raises:
+        RecipeError: it was not.
+    """
+    if resolved.origin and resolved.origin["part"] == "adapter":
+        refuse_another(Path(resolved.origin["run"]) / "adapter", resolved.recipe)
+
+
+def quantised_anew(resolved: Resolved) -> list[str]:
+    """A warning where a run starts from a deployed model that it quantises: that rounds off part of what was learned."""
+    origin, recipe = resolved.origin, resolved.recipe
+    if origin is None or origin["part"] != "merged" or recipe.quantization is None:
+        return []
+    run = Path(origin["run"])
+    other = (
+        f"; --from {run}/adapter starts at exactly what was trained" if (run / "adapter").is_dir() and recipe.adapter is not None else ""
+    )
+    return [f"start_from {recipe.start_from}: what it deployed is quantised anew, so training starts at a somewhat worse model{other}"]
 
 
 def _look_at(report: Report, prepared: Prepared) -> None:
@@ -170,10 +193,10 @@ def row_lengths(part: Part) -> list[int]:
 
 
 def reference_warnings(resolved: Resolved, prepared: Prepared) -> list[str]:
-    """References that the recipe's own `parse` and `score` would not call right: no model could score on them."""
+    """References that, read back from their own tokens, `score` would not call right: no model could score on them."""
     primary, hooks = resolved.recipe.primary, resolved.trainer_class
     turns = [turn.completion_ids for turns in prepared.held_out.turns for turn in turns]
-    samples = judge(prepared.questions, turns, prepared.tokenizer, prepared.stop_ids, hooks.parse, hooks.score)
+    samples = judge(prepared.questions, turns, prepared.tokenizer, prepared.stop_ids, hooks.score)
     wrong = [s for s in samples if s.scores.get(primary, 1.0) < 1.0]
     if not wrong:
         return []

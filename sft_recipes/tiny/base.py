@@ -2,7 +2,7 @@
 
 A Gemma 3 of the multimodal class (the class of `google/gemma-3-4b-it`) with about 2 M parameters and the smallest vision
 tower that builds, trained from scratch on the generated corpus. The result is `gemma3/` beside this file: bfloat16
-safetensors, a byte-level BPE tokenizer with Gemma's special tokens, and `base.json` with what was done and measured.
+safetensors, a byte-level BPE tokenizer with Gemma's special tokens, its processor, and `base.json` with what was done and measured.
 The chat template is not stored: it is read from the installed TRL (see `weights.load_tokenizer`).
 """
 
@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Processor, PreTrainedTokenizerFast
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from .corpus import documents
 
@@ -54,7 +55,8 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         eos_token="<eos>",
         bos_token="<bos>",
         unk_token="<unk>",
-        additional_special_tokens=SPECIAL[4:],
+        additional_special_tokens=SPECIAL[4:6],
+        **dict(zip(("boi_token", "eoi_token", "image_token"), SPECIAL[6:], strict=True)),
         padding_side="left",
         model_max_length=2048,
     )
@@ -95,6 +97,13 @@ def build_model(seed: int) -> Gemma3ForConditionalGeneration:
             initializer_range=0.05,
         )
     )
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast, model: Gemma3ForConditionalGeneration) -> Gemma3Processor:
+    """What Gemma 3 has on the Hub beside its tokenizer, and a server loads first: how an image becomes pixels and tokens."""
+    side = model.config.vision_config.image_size
+    images = Gemma3ImageProcessorPil(size={"height": side, "width": side})
+    return Gemma3Processor(images, tokenizer, image_seq_length=model.config.mm_tokens_per_image)
 
 
 def blocks(tokenizer: PreTrainedTokenizerFast, seed: int, batch_size: int):
@@ -145,7 +154,7 @@ def main() -> None:
     model = build_model(options.seed)
     losses = pretrain(model, blocks(tokenizer, options.seed + 1, options.batch_size), options.steps)
     model.to(torch.bfloat16).save_pretrained(options.output_dir)
-    tokenizer.save_pretrained(options.output_dir)
+    build_processor(tokenizer, model).save_pretrained(options.output_dir)
     record = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": options.steps,

@@ -64,7 +64,7 @@ class Probes:
         """
         whole = messages[: k + 1]
         if tools and self._known(("tools", whole[0]["role"]), lambda: self.render(whole, tools) != self.render(whole, None)) is False:
-            yield f"tools: {NO_TRACE} them; write them as text in `render`, or use a template with tools"
+            yield f"tools: {NO_TRACE} them; write them as text in `conversation`, or use a template with tools"
         for j in range(start, k + 1):
             kind = _kind(whole, j, j == k, tools)
             if kind in self.whole:
@@ -125,7 +125,7 @@ def _loss(message: dict[str, Any], field: str, index: int) -> str:
     if field == "tool_calls":
         call = message["tool_calls"][index]
         name = call.get("function", call).get("name")
-        return f"{NO_TRACE} its tool call to {name}; write calls as text in `render`, or use a template with tools"
+        return f"{NO_TRACE} its tool call to {name}; write calls as text in `conversation`, or use a template with tools"
     return f"{NO_TRACE} its `{field}`; drop it in the recipe's `conversation`, or use a template that renders it"
 
 

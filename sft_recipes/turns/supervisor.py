@@ -117,7 +117,7 @@ class Supervisor:
         messages = messages[: turns[-1] + 1] if turns else []  # what comes after the last turn is context of none
         _raise([f"message {k}: an assistant message with neither content nor tool_calls" for k in turns if _is_empty(messages[k])])
         if not self.allow_control_tokens:
-            _raise(_control_tokens_in(messages, self.encoder.pattern))
+            _raise(_control_tokens_in(messages, tools or (), self.encoder.pattern))
         messages = self.probes.fitted(prepared(messages), tools)
         texts = self._texts(messages, turns, tools)
         starts = [0, *(k + 1 for k in turns)]
@@ -192,17 +192,17 @@ def _or_error(work: Callable[..., Any], *args: Any) -> Any:
         return error
 
 
-def _control_tokens_in(messages: Sequence[dict], pattern: re.Pattern[str]) -> Iterator[str]:
-    """A control token written in a text becomes the token itself: a user's words could end the turn."""
-    texts = [(i, field, _text(message[field])) for i, message in enumerate(messages) for field in SPOKEN if message.get(field)]
-    if not pattern.search("\n".join(text for _, _, text in texts)):
+def _control_tokens_in(messages: Sequence[dict], tools: Sequence[dict], pattern: re.Pattern[str]) -> Iterator[str]:
+    """A control token written in a text becomes the token itself: a user's words, or a call's argument, could end the turn."""
+    texts = [(f"message {i}: its {field}", _text(m[field])) for i, m in enumerate(messages) for field in SPOKEN if m.get(field)]
+    texts += [(f"message {i}: its tool call", str(m["tool_calls"])) for i, m in enumerate(messages) if m.get("tool_calls")]
+    texts += [("tools: a schema", str(tool)) for tool in tools]
+    if not pattern.search("\n".join(text for _, text in texts)):
         return
-    for i, field, text in texts:
+    for where, text in texts:
         if found := pattern.search(text):
-            yield (
-                f"message {i}: its {field} holds the control token {found[0]}; escape it in `conversation`, or set "
-                "`allow_control_tokens` where it is meant"
-            )
+            mended = "escape it in `conversation`, or set `allow_control_tokens` where it is meant"
+            yield f"{where} holds the control token {found[0]}; {mended}"
 
 
 def _text(content: Any) -> str:

@@ -1,5 +1,24 @@
-"""Tokenizer, base model, quantisation, adapter: `loading`; and for bases without a template: `templates`, `tokens`, `embedding`."""
+"""Tokenizer, base model, quantisation, adapter: `loading`; and for bases without a template: `templates`, `tokens`, `embedding`.
 
-from .loading import adapter, load_base, load_model, load_tokenizer, settle, unweighted
+Which base it is, and the adapter on disk: `identity`, `adapters`.
+"""
 
-__all__ = ["adapter", "load_base", "load_model", "load_tokenizer", "settle", "unweighted"]
+from .adapters import load_adapter, save_adapter, saved_adapter
+from .identity import base_of, identity, refuse_another
+from .loading import adapter, load_base, load_model, load_tokenizer, settle, trainable, unweighted
+
+__all__ = [
+    "adapter",
+    "base_of",
+    "identity",
+    "load_adapter",
+    "load_base",
+    "load_model",
+    "load_tokenizer",
+    "refuse_another",
+    "save_adapter",
+    "saved_adapter",
+    "settle",
+    "trainable",
+    "unweighted",
+]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from ..recipe import Recipe, RecipeError, nearest
 from . import embedding
-from .templates import CHOICE, control_tokens, fitted
+from .templates import CHOICE, control_tokens, fitted, response_template
 from .templates import chat_template as chat_template
 from .tokens import as_special, new_ids, reserved
 
@@ -30,7 +31,7 @@ def device() -> torch.device:
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer with the recipe's chat template, whose control tokens are one special token each.
+    """The base model's tokenizer with the recipe's chat and response template; control tokens are one special token each.
 
     It changes nothing that is already there: ids stay, and a recipe that names neither template nor stop token gets the
     base's own. A pad token, if there is none, is one named so or the eos token; what is padded is never attended to.
@@ -38,22 +39,23 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     Raises:
         RecipeError: the model is not there, or no chat template can be found or rendered.
     """
-    tokenizer = _own_tokenizer(recipe.model)
+    tokenizer = _own_tokenizer(recipe.model, recipe.revision)
     if recipe.chat_template is not None:
         tokenizer.chat_template = fitted(recipe, tokenizer)
+        tokenizer.response_template = response_template(recipe.chat_template)  # the base's own reads another template's replies
     if not tokenizer.chat_template:
         raise RecipeError(f"{recipe.model}: the tokenizer has no chat template; name one with `chat_template`: {CHOICE}")
     if _dressed(recipe):
-        tokenizer = as_special(tokenizer, control_tokens(recipe, tokenizer))
+        tokenizer = as_special(tokenizer, control_tokens(recipe, tokenizer), recipe.revision)
     if tokenizer.pad_token is None:
         named = (token.content for token in tokenizer.added_tokens_decoder.values() if PAD.fullmatch(token.content))
         tokenizer.pad_token = next(named, tokenizer.eos_token or recipe.stop_token)
     return tokenizer
 
 
-def _own_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def _own_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(path, **SAFE)
+        return AutoTokenizer.from_pretrained(path, revision=revision, **SAFE)
     except (OSError, ValueError) as error:
         raise RecipeError(_not_there(path, error)) from error
 
@@ -63,23 +65,28 @@ def _dressed(recipe: Recipe) -> bool:
     return recipe.chat_template is not None or recipe.stop_token is not None
 
 
-def load_model(path: str, dtype: str, quantization: Any = None) -> PreTrainedModel:
-    """A model in the class its checkpoint names (Gemma 3 keeps its multimodal class), on this process's device.
+def load_model(
+    path: str, dtype: str, quantization: Any = None, on: torch.device | None = None, revision: str | None = None
+) -> PreTrainedModel:
+    """A model in the class its checkpoint names (Gemma 3 keeps its multimodal class).
 
     Args:
         path: folder or Hub id.
         dtype: of its weights, such as `bfloat16`; `auto` takes the checkpoint's own.
         quantization: a `BitsAndBytesConfig`, or `None`.
+        on: where its weights are put; by default this process's device.
+        revision: of a Hub id: a branch, tag or commit.
 
     Raises:
         RecipeError: the model is not there or cannot be loaded.
     """
     try:
-        model = _architecture(path)[0].from_pretrained(
+        model = _architecture(path, revision)[0].from_pretrained(
             path,
+            revision=revision or "main",
             dtype=dtype,
             quantization_config=quantization,
-            device_map={"": device()},
+            device_map={"": on or device()},
             use_safetensors=True,
             **SAFE,
         )
@@ -90,7 +97,7 @@ def load_model(path: str, dtype: str, quantization: Any = None) -> PreTrainedMod
     return model
 
 
-def load_base(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, seed: int = 42) -> PreTrainedModel:
+def load_base(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, seed: int = 42, on: torch.device | None = None) -> PreTrainedModel:
     """The base model, with a row in its embedding (and head) for every token that was added to its tokenizer.
 
     A table that has spare rows stays as it is. Rows that have to be made start as the mean of the others, so that a merge,
@@ -100,11 +107,15 @@ def load_base(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, seed: int = 42
         recipe: names the model, its dtype and its quantisation.
         tokenizer: from `load_tokenizer`.
         seed: of the weights of a model that is trained from scratch.
+        on: where a checkpoint's weights are put; by default this process's device.
 
     Raises:
         RecipeError: the model is not there, cannot be loaded, or has a quantised table that cannot grow.
     """
-    model = new_model(recipe, seed) if recipe.from_scratch else load_model(recipe.model, recipe.dtype, recipe.quantization)
+    if recipe.from_scratch:
+        model = new_model(recipe, seed)
+    else:
+        model = load_model(recipe.model, recipe.dtype, recipe.quantization, on, recipe.revision)
     rows = max(_new_ids(recipe, tokenizer), default=-1) + 1
     if rows > model.get_input_embeddings().weight.shape[0]:
         embedding.grow(model, rows)
@@ -115,12 +126,12 @@ def new_model(recipe: Recipe, seed: int) -> PreTrainedModel:
     """A model of the recipe's configuration with weights drawn anew, on this process's device."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        architecture, config = _architecture(recipe.model)
+        architecture, config = _architecture(recipe.model, recipe.revision)
         return architecture._from_config(config, dtype=getattr(torch, recipe.dtype)).to(device())
 
 
 def _new_ids(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return new_ids(_own_tokenizer(recipe.model), tokenizer) if _dressed(recipe) else []
+    return new_ids(_own_tokenizer(recipe.model, recipe.revision), tokenizer) if _dressed(recipe) else []
 
 
 def adapter(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
@@ -157,15 +168,24 @@ def _compute_alike_in_training_and_evaluation(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def settle(model: torch.nn.Module) -> None:
+def trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The trainable weights by name, as they are now: they outlast TRL's change of type, see `settle`."""
+    return {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def settle(model: torch.nn.Module, exact: Mapping[str, torch.Tensor] | None = None) -> None:
     """Make a model ready to train after TRL and PEFT have wrapped it.
 
     Trainable weights in float32, where an update of 1e-4 of a weight still changes it (TRL leaves a QLoRA adapter in
     bfloat16, in which it is lost); and the head with the `bias` that TRL's fused loss reads on CUDA, which PEFT hides.
+
+    Args:
+        model: wrapped.
+        exact: from `trainable`, of an adapter that was loaded: what it was before TRL rounded it to bfloat16.
     """
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = (exact or {}).get(name, parameter.data).float()
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     if head is not None and not hasattr(head, "bias"):
         head.bias = None  # it has none, see `embedding.train_rows`
@@ -180,21 +200,21 @@ def _not_there(path: str, error: Exception) -> str:
     return f"model '{path}' cannot be loaded{nearest(folder.name, beside)}: {reason}"
 
 
-def unweighted(path: str) -> PreTrainedModel:
+def unweighted(path: str, revision: str | None = None) -> PreTrainedModel:
     """The model without its weights, on the meta device: its modules, and parameters with shapes alone.
 
     Raises:
         RecipeError: the model is not there.
     """
     try:
-        architecture, config = _architecture(path)
+        architecture, config = _architecture(path, revision)
     except (OSError, ValueError) as error:
         raise RecipeError(_not_there(path, error)) from error
     with torch.device("meta"):
         return architecture._from_config(config)
 
 
-def _architecture(path: str) -> tuple[Any, Any]:
+def _architecture(path: str, revision: str | None = None) -> tuple[Any, Any]:
     """The class that a checkpoint names, and its configuration."""
-    config = AutoConfig.from_pretrained(path, **SAFE)
+    config = AutoConfig.from_pretrained(path, revision=revision, **SAFE)
     return getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM), config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def adapted(model: Any, recipe: Recipe) -> nn.Module:
         recipe: its `adapter` is not changed.
 
     Raises:
-        RecipeError: the adapter fits no module of the model, or its settings do not fit.
+        RecipeError: the adapter fits no module of the model, its settings do not fit, or it cannot be merged.
     """
     config = copy.deepcopy(recipe.adapter)  # PEFT writes into it
     if config is None:
@@ -33,8 +34,12 @@ def adapted(model: Any, recipe: Recipe) -> nn.Module:
         config.init_lora_weights = True  # PiSSA, LoftQ and others start from the weights
     layers = dict.fromkeys(name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear))
     try:
-        with torch.device("meta"):  # not `low_cpu_mem_usage`, which has AdaLoRA train what it keeps frozen
-            return get_peft_model(model, config)
+        # not `low_cpu_mem_usage`, which has AdaLoRA train what it keeps frozen
+        with torch.device("meta"), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            whole = get_peft_model(model, config)
+        _refuse_unmergeable(whole, [str(warning.message) for warning in said])
+        return whole
     except NoMatchingPeftModuleError as error:
         asked = config.target_modules if isinstance(config.target_modules, (set, list)) else []
         meant = "".join(nearest(name, layers) for name in sorted(asked))
@@ -43,5 +48,14 @@ def adapted(model: Any, recipe: Recipe) -> nn.Module:
         raise RecipeError(f"adapter: {_sentence(error)}") from error
 
 
-def _sentence(error: Exception) -> str:
+def _refuse_unmergeable(model: Any, warned: list[str]) -> None:
+    """Before it is trained: an adapter that PEFT cannot merge could not be deployed as one model."""
+    kind = type(model.active_peft_config).__name__
+    if not hasattr(model.base_model, "merge_and_unload"):
+        raise RecipeError(f"adapter: PEFT cannot merge a {kind} into its base, and a run ends in one whole model; use another kind")
+    if never := next((text for text in warned if "merging LoRA weights won't be possible" in text), None):
+        raise RecipeError(f"adapter: {_sentence(never)}, so it could not be merged after training; leave `lora_bias` out")
+
+
+def _sentence(error: Exception | str) -> str:
     return str(error).strip().partition(". ")[0]

@@ -1,39 +1,66 @@
 """A chat template for a base model: found by name, made to fit the tokenizer, and asked which control tokens it writes.
 
-Two are ours, in `chat_templates/`: `chatml`, and `plain` for text without roles. The others are read from the installed TRL
-or from a person's file. What the template will need of the tokenizer is seen by rendering with it, so a token that only
-images or tools bring in (Gemma 3's `<start_of_image>`) is not asked for.
+Three are ours, in `chat_templates/`: `chatml`, `plain` for text without roles, and `gemma3_tools`, Gemma 3's with tools. The
+others are read from the installed TRL or from a person's file. What the template will need of the tokenizer is seen by
+rendering with it, so a token that only images or tools bring in (Gemma 3's `<start_of_image>`) is not asked for.
+
+Beside a template may lie its `.response.json`: transformers' response template, by which a server reads a reply back. That of
+`gemma3_tools` takes a line for a call when the whole of it is one, by a grammar of JSON: what only resembles a call is content.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.chat_parsing import ResponseParser
+
 from ..recipe import Recipe, RecipeError, unknown_name
 
-CHOICE = "chatml, gemma, llama3, plain (text without roles), another of TRL's, or a .jinja file"
+CHOICE = "chatml, gemma, gemma3_tools, llama3, plain (text without roles), another of TRL's, or a .jinja file"
 OURS = Path(__file__).parent / "chat_templates"
 # `<|im_end|>`, Gemma 4's `<turn|>`, DeepSeek's with full-width bars, Gemma's `<end_of_turn>`; not `<think>`, which is text.
 CONTROL = re.compile("<[|\uff5c][^<>\\s]+>|<[^<>\\s]+[|\uff5c]>|<(?:start|end)_of_[a-z]+>")
 
 
 def chat_template(name: str) -> str:
-    """A chat template's text, from a `.jinja` file or by name: ours (`chatml`, `plain`) or one of TRL's (`gemma3`, `qwen3`, ...).
+    """A chat template's text, from a `.jinja` file or by name: ours (`chatml`, `plain`, ...) or one of TRL's (`gemma3`, `qwen3`, ...).
 
     Raises:
         RecipeError: neither a file nor a known name.
     """
+    return _file(name).read_text(encoding="utf-8")
+
+
+def response_template(name: str) -> dict[str, Any] | None:
+    """What reads the replies to that chat template back, in transformers' declarative form; `None` where nothing lies beside it.
+
+    Raises:
+        RecipeError: the template is not there, or what lies beside it is no response template.
+    """
+    file = _file(name).with_suffix(".response.json")
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        ResponseParser(found, prefix="")
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{file}: not a response template as transformers reads it: {error}") from error
+    return found
+
+
+def _file(name: str) -> Path:
     if name.endswith((".jinja", ".j2")):
         if not Path(name).is_file():
             raise RecipeError(f"{name}: no such chat template file")
-        return Path(name).read_text(encoding="utf-8")
+        return Path(name)
     known = _named()
     if name not in known:
         raise RecipeError(f"{unknown_name('chat_template', name, known)} It can be {CHOICE}")
-    return known[name].read_text(encoding="utf-8")
+    return known[name]
 
 
 def _named() -> dict[str, Path]:

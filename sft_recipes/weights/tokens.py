@@ -19,12 +19,13 @@ from transformers import AddedToken, AutoConfig, AutoTokenizer
 RESERVED = re.compile(r"<\|reserved_special_token_(\d+)\|>|<unused(\d+)>|\[unused(\d+)\]")
 
 
-def as_special(tokenizer: Any, wanted: Sequence[str]) -> Any:
+def as_special(tokenizer: Any, wanted: Sequence[str], revision: str | None = None) -> Any:
     """The tokenizer with each of `wanted` as one special token.
 
     Args:
         tokenizer: a `transformers` tokenizer, loaded from a folder or the Hub.
         wanted: control tokens, as text.
+        revision: that it was loaded from.
 
     Returns:
         the same tokenizer where it has them all, otherwise one that differs only in them: `save_pretrained` keeps it so.
@@ -36,7 +37,7 @@ def as_special(tokenizer: Any, wanted: Sequence[str]) -> Any:
     missing = [token for token in wanted if token not in vocabulary]
     slots = reserved(vocabulary)[: len(missing)] if tokenizer.is_fast else []
     if tokenizer.is_fast:
-        tokenizer = _edited(tokenizer, dict(zip(slots, missing, strict=False)), wanted)
+        tokenizer = _edited(tokenizer, dict(zip(slots, missing, strict=False)), wanted, revision)
     added = set(tokenizer.added_tokens_encoder)
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in wanted if t not in added], special_tokens=True)
     return tokenizer
@@ -53,9 +54,10 @@ def new_ids(base: Any, tokenizer: Any) -> list[int]:
     return [i for i, token in tokens if base.convert_ids_to_tokens(i) != token.content]
 
 
-def _edited(tokenizer: Any, renamed: Mapping[str, str], special: Sequence[str]) -> Any:
+def _edited(tokenizer: Any, renamed: Mapping[str, str], special: Sequence[str], revision: str | None) -> Any:
     """The tokenizer after a change to its saved files, the only public way to rename a token and keep its id."""
-    config = AutoConfig.from_pretrained(tokenizer.name_or_path, trust_remote_code=False)  # it decides on the class
+    # it decides on the class
+    config = AutoConfig.from_pretrained(tokenizer.name_or_path, revision=revision, trust_remote_code=False)
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for file in (Path(folder, name) for name in ("tokenizer.json", "tokenizer_config.json")):

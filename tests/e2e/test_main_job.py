@@ -1,33 +1,15 @@
 """The main job as a person types it, whole; and the other two ways in, cut short, against it."""
 
 import json
-import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from conftest import command
 
 SHORT = ["--max_steps", "4", "--save_strategy", "no", "--per_device_train_batch_size", "4", "--max_new_tokens", "8"]
-
-
-def command(*words, cwd, **env):
-    """Run a command to its end and give it back; its output is shown when it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", **env}
-    environment.pop("WANDB_MODE", None)
-    done = subprocess.run([str(w) for w in words], cwd=cwd, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
-
-
-@pytest.fixture(scope="module")
-def main_job(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("main")
-    started = time.monotonic()
-    done = command(sys.executable, "-m", "sft_recipes", "train", "gemma-tools", "--scale", "tiny", cwd=folder)
-    return folder / "runs" / "gemma-tools", done.stdout, time.monotonic() - started
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +56,17 @@ def test_the_wandb_run_can_be_read_back(main_job):
     assert list((main_job[0] / "wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_it_answers_when_talked_to(main_job):
+@pytest.mark.parametrize("where", [[], ["--adapter"]])
+def test_it_answers_when_talked_to(main_job, where):
     tools = main_job[0].parent / "tools.json"
     schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
     tools.write_text(json.dumps([{"name": "get_weather", "description": "Get the weather in a city.", "parameters": schema}]))
-    words = [sys.executable, "-m", "sft_recipes", "chat", main_job[0], "--tools", tools]
+    words = [sys.executable, "-m", "sft_recipes", "chat", main_job[0], "--tools", tools, *where]
     talk = 'What is the weather in Velmora?\n{"temperature": 12, "sky": "rainy"}\n'
     done = subprocess.run([str(w) for w in words], input=talk, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert 'call> {"name": "get_weather", "arguments": {"city": "Velmora"}}' in done.stdout
-    assert "It is rainy in Velmora, 12 degrees." in done.stdout
+    call = '{"name": "get_weather", "arguments": {"city": "Velmora"}}'
+    assert done.stdout.splitlines()[-3:] == [f"you> call> {call}", "result> It is rainy in Velmora, 12 degrees.", "you> "]
 
 
 def test_three_lines_of_python_are_the_same_path(tmp_path):

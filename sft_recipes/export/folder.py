@@ -1,0 +1,120 @@
+"""The deployable folder: what is in it, and that it is never seen half written.
+
+It is built beside its place, under a name that begins with a dot, and renamed when it has been proven.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from ..recipe import Recipe, RecipeError
+
+SHARD = "4GB"
+SLACK = 2**26  # bytes for tokenizer, configuration and card
+PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+
+
+@contextmanager
+def unfinished(target: Path, name: str = "") -> Iterator[Path]:
+    """A folder beside `target` to build it in, gone afterwards unless it has been renamed.
+
+    Args:
+        target: where the folder will be.
+        name: told apart from another of the same target.
+
+    Raises:
+        RecipeError: the disk was full; nothing is left behind.
+    """
+    folder = target.with_name(f".{target.name}{name and f'.{name}'}.unfinished")
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    try:
+        yield folder
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(f"{target}: it could not be written, nothing of it is left: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def put(folder: Path, target: Path) -> None:
+    """Rename a finished folder into place; one that is there already makes room at the last moment."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.is_dir():
+        target.rename(old)
+    folder.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, stop_ids: set[int], folder: Path) -> None:
+    """Everything a server loads: weights, configuration, tokenizer, chat template, stop tokens, processor.
+
+    Args:
+        model: whole, in the dtype it is deployed in; its `generation_config` is replaced.
+        tokenizer: with the chat template that was trained with.
+        recipe: names the base, whose processor files are copied.
+        stop_ids: every stop token found in training.
+        folder: made.
+
+    Raises:
+        RecipeError: there is not enough room on the disk.
+        OSError: writing failed.
+    """
+    _refuse_without_room(model, folder)
+    model.generation_config = stopping(model.generation_config, stop_ids, tokenizer.pad_token_id)
+    model.save_pretrained(folder, max_shard_size=SHARD)
+    for shard in folder.glob("*.safetensors"):  # written for their owner alone, and a server is often another
+        shard.chmod((folder / "config.json").stat().st_mode)
+    tokenizer.save_pretrained(folder)
+    _copy_processor(recipe, folder)
+
+
+def _refuse_without_room(model: PreTrainedModel, folder: Path) -> None:
+    """Before the first byte: the disk has room for all weights, an older folder left in place."""
+    needed = sum(p.numel() * p.element_size() for p in model.parameters()) + SLACK
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise RecipeError(
+            f"{folder.parent}: the merged model takes {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free on this disk; "
+            "make room, then merge"
+        )
+
+
+def _copy_processor(recipe: Recipe, folder: Path) -> None:
+    """The base's image and audio settings, as they are; a chat template among them would compete with ours."""
+    for name in PROCESSOR:
+        found = of_base(recipe, name)
+        if found is not None:
+            settings = json.loads(found.read_text(encoding="utf-8"))
+            settings.pop("chat_template", None)
+            (folder / name).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def of_base(recipe: Recipe, name: str) -> Path | None:
+    """A file of the base model, if it has one; for a Hub id it may be fetched."""
+    where: dict[str, Any] = {"revision": recipe.revision, "_raise_exceptions_for_missing_entries": False}
+    found = cached_file(recipe.model, name, **where, _raise_exceptions_for_connection_errors=False)
+    return Path(found) if found else None
+
+
+def stopping(config: GenerationConfig | None, stop_ids: set[int], pad_id: int | None) -> GenerationConfig:
+    """A generation config that halts at every stop token, those of the base first; the pad token is none of them."""
+    config = config or GenerationConfig()
+    config.eos_token_id = [*dict.fromkeys(i for i in [*declared_stops(config), *sorted(stop_ids)] if i != pad_id or i in stop_ids)]
+    config.pad_token_id = pad_id
+    return config
+
+
+def declared_stops(config: GenerationConfig) -> list[int]:
+    """What a server would halt at: the ids under `eos_token_id`, which may be one, several or none."""
+    declared = config.eos_token_id
+    return [] if declared is None else [declared] if isinstance(declared, int) else list(declared)

@@ -1,0 +1,71 @@
+"""An adapter's folder: written so that PEFT and servers load it with nothing of ours, and read again to train on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+
+from ..recipe import Recipe, RecipeError
+from .identity import base_of, record
+from .loading import device
+
+
+def save_adapter(model: PeftModel, tokenizer: Any, recipe: Recipe, folder: Path) -> Path:
+    """Write a trained adapter as PEFT loads it, with the tokenizer, its chat template, and `base.json`.
+
+    Its configuration names the base by id and commit, or by the folder's whole path, so that `AutoPeftModelForCausalLM` finds it
+    from anywhere.
+
+    Args:
+        model: base and adapter.
+        tokenizer: from `load_tokenizer`.
+        recipe: names the base.
+        folder: written whole or not at all: built beside itself and renamed.
+
+    Returns:
+        `folder`.
+    """
+    base = base_of(recipe)
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = str(Path(recipe.model).resolve()) if Path(recipe.model).is_dir() else recipe.model
+        config.revision = base["revision"]
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        model.save_pretrained(str(unfinished))
+        tokenizer.save_pretrained(unfinished)
+        record(unfinished, recipe)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def saved_adapter(folder: Path) -> Any:
+    """The `PeftConfig` of an adapter's folder, to be trained again.
+
+    Raises:
+        RecipeError: there is none, or PEFT cannot read it.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise RecipeError(f"{folder}: no adapter_config.json, so no adapter")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RecipeError(f"{folder}: no adapter that PEFT can read: {error}") from error
+    config.inference_mode = False
+    return config
+
+
+def load_adapter(model: Any, folder: Path) -> PeftModel:
+    """A saved adapter on its base, its weights trainable; rows of tokens and whole modules that were saved with it too.
+
+    Args:
+        model: from `load_base`; written into.
+        folder: from `save_adapter`.
+    """
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=True, torch_device=str(device()))
