@@ -1,6 +1,6 @@
 # Each target sets itself up: `make train RECIPE=gemma-tools` works in a fresh clone.
 #   SCALE=auto|full|tiny   DATA=conversations.jsonl   ARGS="--learning_rate 1e-4"   (any trl.SFTConfig field)
-#   BASE=trained|original|measured   (make merge)
+#   BASE=trained|original|measured   (make merge)     RUN="gemma-tools google/gemma-3-4b-it"   (make eval: one or several)
 
 PYTHON ?= python3
 RECIPE ?= gemma-tools

@@ -69,7 +69,7 @@ class Watch(TrainerCallback):
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         self.seconds = time.perf_counter() - self.started
-        self.memory = None if self.before is None else _bytes("VmHWM") - self.before
+        self.memory = None if self.before is None else status("VmHWM") - self.before
 
 
 def _reset() -> int | None:
@@ -79,9 +79,10 @@ def _reset() -> int | None:
         return None
     ctypes.CDLL(None).malloc_trim(0)
     RESET.write_text("5")
-    return _bytes("VmRSS")
+    return status("VmRSS")
 
 
-def _bytes(name: str) -> int:
+def status(name: str) -> int:
+    """A figure of this process that the kernel keeps, such as `VmRSS`, in bytes."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024

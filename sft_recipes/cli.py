@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from functools import wraps
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,14 +159,33 @@ def _train(report: Any, resuming: bool) -> None:
         screen.print_summary(summary(trainer.run))
 
 
-@app.command("eval")
+@app.command("eval", context_settings=FIELDS)
 @one_line_errors
-def evaluate(run: RunName, as_json: AsJson = False) -> None:
-    """Generate and score the held-out conversations with a run's deployed folder."""
-    from . import revisit, screen
+def evaluate(
+    context: typer.Context,
+    what: Annotated[list[str], typer.Argument(metavar="RUN|MODEL...", help="Runs, and models: a folder or a Hub id.")],
+    recipe: Annotated[str, typer.Option(help="Whose held-out conversations; a run's own without it.")] = "",
+    scale: Scale = "auto",
+    adapter: Annotated[bool, typer.Option("--adapter", help="A run's adapter on its base instead of the deployed folder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Generate and score the held-out conversations with a run's deployed folder, or any model; several side by side."""
+    from . import comparing, screen
 
-    scores = revisit.evaluate(run)
-    print(json.dumps(scores)) if as_json else screen.print_scores(scores)
+    names = list(takewhile(lambda word: not word.startswith("--"), what))
+    context.args = [*what[len(names) :], *context.args]
+    if not names:
+        raise RecipeError("name a run or a model before any field")
+    found = comparing.compare(names, recipe, scale, adapter, **fields(context))
+    one = found.scores.get(names[0]) if len(names) == 1 else None
+    if found.scores and as_json:
+        print(json.dumps(found.scores if one is None else one))
+    elif found.scores:
+        screen.print_compared(found.scores) if one is None else screen.print_scores(one)
+    for remark in found.remarks:
+        typer.echo(f"note: {remark}", err=True)
+    if found.faults:
+        raise RecipeError(*found.faults)
 
 
 @app.command()

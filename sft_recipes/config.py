@@ -22,6 +22,7 @@ from trl import SFTConfig
 from .lineage import begin
 from .optim.schedule import FLOOR
 from .recipe import Recipe, RecipeError, load_recipe, unknown_name
+from .scores import LOWER
 
 SCALES = ("auto", "full", "tiny")
 OWN_TYPES = {f.name: str(f.type) for f in dataclasses.fields(Recipe)}
@@ -51,6 +52,7 @@ class RecipeConfig(SFTConfig):
     weight_decay: float = 0.1
     lr_scheduler_type: str = "cosine_with_min_lr"
     lr_scheduler_kwargs: dict | str | None = None
+    greater_is_better: bool | None = None
     logging_nan_inf_filter: bool = False
     train_sampling_strategy: str = "group_by_length"
     save_strategy: str = "epoch"
@@ -60,6 +62,11 @@ class RecipeConfig(SFTConfig):
     def __post_init__(self) -> None:
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"min_lr_rate": FLOOR}
+        best = (self.metric_for_best_model or "").removeprefix("eval_")
+        if self.greater_is_better is None and best in LOWER:  # upstream knows it of losses alone
+            self.greater_is_better = False
+        if self.greater_is_better is None and best == "length":
+            raise ValueError("metric_for_best_model is length, and neither more nor less is better of itself; say greater_is_better")
         super().__post_init__()
 
 

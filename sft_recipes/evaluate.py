@@ -2,11 +2,12 @@
 
 Every learned turn of a held-out conversation is generated from its served context, greedily, until a stop token or the
 length limit. A conversation scores as its worst turn does, so a score of 0.9 means nine conversations in ten right throughout.
+Beside the recipe's own scores every reply has `stops`, and its manner: `length`, `repeats`, `echoes_prompt` (see `scores.manner`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .replies import parse
+from .scores import MANNER, distinct, manner_of
 
 
 @dataclass
@@ -28,7 +30,8 @@ class Question:
         message_index: which message of it is asked for.
         asked: what the message before it says.
         prompt_ids: the served context.
-        expected: the reference message, with `tools`, the schemas on offer, and `asked`.
+        expected: the reference message, with `tools`, the schemas on offer, `asked`, and the row's `tests` where it has some.
+        user: the last that a user says before it, which a tool's result may follow.
     """
 
     source: str
@@ -36,20 +39,23 @@ class Question:
     asked: str
     prompt_ids: list[int]
     expected: dict[str, Any]
+    user: str = ""
 
 
 @dataclass
 class Sample:
-    """One generation: the question, the ids that came back (stop token included), and its scores."""
+    """One generation: the question, the ids that came back (stop token included), and its scores; `manner` names those not the recipe's."""
 
     question: Question
     reply_ids: list[int]
     reply: dict[str, Any]
     scores: dict[str, float] = field(default_factory=dict)
+    manner: frozenset[str] = frozenset()
 
     def as_dict(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Plain data for `samples.jsonl`, with texts for ids."""
         asked = asdict(self.question)
+        del asked["user"]
         prompt = tokenizer.decode(asked.pop("prompt_ids"))
         return {**asked, "prompt": prompt, "reply": tokenizer.decode(self.reply_ids), "parsed": self.reply, "scores": self.scores}
 
@@ -117,12 +123,19 @@ def judge(
     stop_ids: set[int],
     score: Callable[[dict, dict], dict[str, float]],
 ) -> list[Sample]:
-    """Parse and score each reply; `stops` (halted by itself before the limit) is always among the scores."""
+    """Parse and score each reply; `stops` (halted by itself before the limit) and its manner are always among the scores.
+
+    A score of the recipe's that has the name of one of the manner's takes its place.
+    """
+    users = list(dict.fromkeys(question.user for question in questions))
+    asked_ids = dict(zip(users, tokenizer(users, add_special_tokens=False)["input_ids"], strict=True)) if users else {}
     samples = []
     for question, ids in zip(questions, replies, strict=True):
         stopped = bool(ids) and ids[-1] in stop_ids
         reply = {**parse(tokenizer, question.prompt_ids, ids, question.expected.get("tools"), stop_ids), "stopped": stopped}
-        samples.append(Sample(question, ids, reply, {**score(reply, question.expected), "stops": float(stopped)}))
+        own = {**score(reply, question.expected), "stops": float(stopped)}
+        manner = {k: value for k, value in manner_of(ids, stopped, asked_ids[question.user]).items() if k not in own}
+        samples.append(Sample(question, ids, reply, {**own, **manner}, frozenset(manner)))
     return samples
 
 
@@ -137,13 +150,36 @@ def gathered(samples: list[Sample], questions: Sequence[Question]) -> list[Sampl
     return sorted(gather_object(samples), key=lambda s: position[s.question.source, s.question.message_index])
 
 
-def scores(samples: Sequence[Sample]) -> dict[str, float]:
-    """Means over conversations; a conversation scores as its worst turn. The parts of a score (`exact_3_terms`) follow it."""
-    worst: dict[str, dict[str, float]] = {}
+def scores(samples: Sequence[Sample], **others: float) -> dict[str, float]:
+    """Means over conversations, the manner last; a conversation scores as its worst turn. The parts of a score (`exact_3_terms`) follow it.
+
+    Args:
+        samples: every learned turn, in order.
+        others: what else was measured (`eval_loss`), between the recipe's scores and the manner.
+    """
+    conversations: dict[str, list[Sample]] = {}
     for sample in samples:
-        conversation = worst.setdefault(sample.question.source, dict(sample.scores))
-        for name, value in sample.scores.items():
-            conversation[name] = min(value, conversation.get(name, value))
-    found = list({name: None for conversation in worst.values() for name in conversation})
-    names = sorted(found, key=lambda name: (min(found.index(of) for of in found if f"{name}_".startswith(f"{of}_")), name))
-    return {name: round(fmean(c[name] for c in worst.values() if name in c), 4) for name in names}
+        conversations.setdefault(sample.question.source, []).append(sample)
+    found = {name: None for sample in samples for name in sample.scores}
+    manner = {name: None for sample in samples for name in sample.scores if name in sample.manner}
+    means = {name: round(fmean(_worst(name, turns) for turns in _with(name, conversations)), 4) for name in found}
+    own = [name for name in found if name not in manner]
+    ranked = sorted(own, key=lambda name: (min(own.index(of) for of in own if f"{name}_".startswith(f"{of}_")), name))
+    whole = {**{name: means[name] for name in ranked}, **others, **{name: means[name] for name in MANNER if name in manner}}
+    if samples and "distinct" not in whole:
+        whole["distinct"] = round(distinct([s.question.prompt_ids for s in samples], [s.reply_ids for s in samples]), 4)
+    return whole
+
+
+def _with(name: str, conversations: dict[str, list[Sample]]) -> Iterator[list[Sample]]:
+    """Of each conversation the turns that have a score, where any has."""
+    chosen = ([turn for turn in turns if name in turn.scores] for turns in conversations.values())
+    return (turns for turns in chosen if turns)
+
+
+def _worst(name: str, turns: Sequence[Sample]) -> float:
+    """A conversation's score: the lowest of its turns; of the manner the highest, as less is better, and of `length` the mean."""
+    values = [turn.scores[name] for turn in turns]
+    if name not in turns[0].manner:
+        return min(values)
+    return fmean(values) if name == "length" else max(values)

@@ -39,8 +39,9 @@ class Part:
 
     @property
     def hash(self) -> str:
-        """A hash of everything the conversations say, in order."""
-        return hashlib.sha256("".join(map(data.fingerprint, self.conversations)).encode()).hexdigest()
+        """A hash of everything the conversations say, in order, and of their tests."""
+        said = (data.fingerprint(c) + (repr(c["tests"]) if "tests" in c else "") for c in self.conversations)
+        return hashlib.sha256("".join(said).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass
@@ -93,16 +94,39 @@ def prepare(
     tokenizer = _or_faults(faults, load_tokenizer, recipe)
     conversations = _or_faults(faults, _conversations, trainer_class, recipe, train_dataset, eval_dataset)
     data.raise_faults(faults)
-    judged = replace(recipe, mask="completion", loss_per="token")  # held-out rows are the same whatever carries loss in training
     parts = [
         _part(_spread(c, sample), len(c), which, tokenizer, max_length, faults)
-        for c, which in zip(conversations, (recipe, judged), strict=True)
+        for c, which in zip(conversations, (recipe, _judged(recipe)), strict=True)
     ]
     if not faults:
         faults += [_nothing_left(name, p) for name, p in zip(("training", "held-out"), parts, strict=True) if not p.rows]
     data.raise_faults(faults)
     stops = {stop for part in parts for turns in part.turns for stop in stop_ids(turns)}
     return Prepared(recipe, tokenizer, parts[0], parts[1], list(_questions(parts[1])), stops)
+
+
+def prepare_held_out(trainer_class: Any, recipe: Recipe, max_length: int | None) -> Prepared:
+    """Read and supervise the held-out conversations alone, as `prepare` does; `train` is empty.
+
+    Args:
+        trainer_class, recipe, max_length: as for `prepare`.
+
+    Raises:
+        RecipeError: every fault of tokenizer and held-out data, together.
+    """
+    faults: list[str] = []
+    tokenizer = _or_faults(faults, load_tokenizer, recipe)
+    conversations = _or_faults(faults, _conversations, trainer_class, recipe, None, None)
+    data.raise_faults(faults)
+    part = _part(conversations[1], len(conversations[1]), _judged(recipe), tokenizer, max_length, faults)
+    data.raise_faults(faults or ([] if part.rows else [_nothing_left("held-out", part)]))
+    stops = {stop for turns in part.turns for stop in stop_ids(turns)}
+    return Prepared(recipe, tokenizer, Part(0, [], [], [], Supervision()), part, list(_questions(part)), stops)
+
+
+def _judged(recipe: Recipe) -> Recipe:
+    """Held-out rows are the same whatever carries loss in training."""
+    return replace(recipe, mask="completion", loss_per="token")
 
 
 def _or_faults(faults: list[str], work: Callable[..., Any], *args: Any) -> Any:
@@ -178,5 +202,7 @@ def _questions(part: Part) -> Iterable[Question]:
         for turn in turns:
             index = turn.message_index
             asked = str(messages[index - 1].get("content", "")) if index else ""
-            expected = {**messages[index], "tools": conversation["tools"], "asked": asked}
-            yield Question(conversation["source"], index, asked, turn.prompt_ids, expected)
+            user = next((str(m.get("content", "")) for m in reversed(messages[:index]) if m["role"] == "user"), "")
+            tests = {"tests": conversation["tests"]} if "tests" in conversation else {}
+            expected = {**messages[index], "tools": conversation["tools"], "asked": asked, **tests}
+            yield Question(conversation["source"], index, asked, turn.prompt_ids, expected, user)

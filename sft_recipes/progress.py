@@ -7,6 +7,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
+from .scores import MANNER
+
 LINES = 20  # of a run
 COLUMNS = {  # what is logged: its heading, and how it is written
     "loss": ("loss", "{:.3f}"),
@@ -16,7 +18,8 @@ COLUMNS = {  # what is logged: its heading, and how it is written
     "supervised_tokens_per_step": ("tokens", "{:,.0f}"),
     "padding_share": ("padding", "{:.1%}"),
 }
-NOT_SCORES = ("_runtime", "_per_second", "_preparation_time")  # of an evaluation, what says nothing about the model
+# Of an evaluation, what says nothing about the model, and how it speaks, which is in the summary and in wandb
+NOT_SCORES = ("_runtime", "_per_second", "_preparation_time", *(f"eval_{name}" for name in MANNER))
 
 
 def told_in_lines(trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""A finished run, opened again from its folder: evaluate it, merge it anew."""
+"""A finished run, opened again from its folder, and merged anew."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .lineage import found_again
 from .prepare import Prepared, prepare
 from .recipe import Recipe, RecipeError
 from .run import Run, find
-from .weights import load_base, load_model, refuse_another
+from .weights import load_base, refuse_another
 
 
 def reopen(name: str, **changed: Any) -> tuple[Run, Resolved]:
@@ -30,28 +30,20 @@ def reopen(name: str, **changed: Any) -> tuple[Run, Resolved]:
     return run, resolve(said["recipe"], said["scale"], **{**said["overrides"], **again, **changed})
 
 
-def _prepared(run: Run, resolved: Resolved) -> Prepared:
-    prepared = prepare(resolved.trainer_class, resolved.recipe, resolved.config.max_length)
-    if prepared.held_out.hash != run.read("recipe.json")["data"]["held_out"]:
+def refuse_changed(run: Run, prepared: Prepared, other_data: bool = False) -> None:
+    """Hold what was read again against what the run was made with.
+
+    Args:
+        other_data: a person has named other held-out data than the run's.
+
+    Raises:
+        RecipeError: data or chat template are others by now.
+    """
+    said = run.read("recipe.json")
+    if not other_data and prepared.held_out.hash != said["data"]["held_out"]:
         raise RecipeError(f"{run.folder}: the held-out data are not those of the run; they have changed since, or were in memory")
-    if prepared.chat_template_hash != run.read("recipe.json").get("chat_template"):
+    if prepared.chat_template_hash != said.get("chat_template"):
         raise RecipeError(f"{run.folder}: the chat template is not the one of the run; the recipe or its base has changed since")
-    return prepared
-
-
-def _merged(run: Run) -> Any:
-    if not run.merged.is_dir():
-        raise RecipeError(f"{run.folder} holds no merged/: the run has not finished")
-    return load_model(str(run.merged), "auto")
-
-
-def evaluate(name: str) -> dict[str, float]:
-    """Scores of a run's deployed folder on its recipe's held-out conversations."""
-    run, resolved = reopen(name)
-    model, prepared = _merged(run), _prepared(run, resolved)
-    questions, stops = prepared.questions, prepared.stop_ids
-    replies = _replies(model, prepared, len(questions))
-    return judging.scores(judging.judge(questions, replies, prepared.tokenizer, stops, resolved.trainer_class.score))
 
 
 def _replies(model: Any, prepared: Prepared, count: int) -> list[list[int]]:
@@ -73,7 +65,9 @@ def merge(name: str, **changed: Any) -> dict[str, Any]:
     run, resolved = reopen(name, **changed)
     if not run.adapter.is_dir():
         raise RecipeError(f"{run.folder} holds no adapter/: nothing to merge")
-    recipe, prepared, metrics = resolved.recipe, _prepared(run, resolved), run.read("metrics.json")
+    recipe, metrics = resolved.recipe, run.read("metrics.json")
+    prepared = prepare(resolved.trainer_class, recipe, resolved.config.max_length)
+    refuse_changed(run, prepared)
     said = _said(run, recipe, prepared)
     about = {"recipe": run.read("recipe.json"), "metrics": metrics, "samples": run.read_lines("samples.jsonl")}
     proof = export.deploy(recipe, prepared.tokenizer, run.adapter, said, run.merged, about)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .recipe import RecipeError, nearest
+from .scores import MANNER
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def summary(run: Run, samples: int = 3) -> dict[str, Any]:
 
 
 def _read_out(sample: dict[str, Any], primary: str) -> dict[str, Any]:
-    """A sample short enough to read: what was asked, the reply, whether it was right."""
-    right = sample["scores"].get(primary, 1.0) == 1.0
+    """A sample short enough to read: what was asked, the reply, whether it was right; a manner is neither right nor wrong."""
+    right = primary in MANNER or sample["scores"].get(primary, 1.0) == 1.0
     where = f"{Path(sample['source']).name}, message {sample['message_index']}"
     return {"source": where, "asked": sample["asked"][-400:], "reply": sample["reply"], "right": right}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .config import Resolved
 from .preflight import PARTS, Report, tables
 from .prepare import Prepared
 from .recipe import RecipeError
+from .scores import LOWER
 from .show.listing import CONTEXT, coloured, legend, shifted
 from .show.page import write_page
 from .show.view import Reader
@@ -95,7 +96,11 @@ def print_scores(scores: dict[str, Any]) -> None:
     """Names and values, one a line."""
     width = max(map(len, scores))
     for name, value in scores.items():
-        out.print(Text(f"{name:<{width}}  {_number(value)}"))
+        out.print(Text(f"{name:<{width}}  {_score(name, value)}"))
+
+
+def _score(name: str, value: Any) -> str:
+    return f"{value:.1f}" if name.removeprefix("eval_") == "length" else _number(value)
 
 
 def _number(value: Any) -> str:
@@ -123,15 +128,28 @@ def _side_by_side(key: str, found: Comparison, rows: Sequence[tuple[int | str, l
     table = Table(Column(key, style=CONTEXT, justify="right"), *columns, box=None, pad_edge=False)
     for name, values in rows:
         shown = f"{name:,}" if isinstance(name, int) else name
-        table.add_row(Text(shown), *("-" if value is None else _number(value) for value in values))
+        table.add_row(Text(shown), *("-" if value is None else _score(found["primary"], value) for value in values))
     return table
+
+
+def print_compared(scores: Mapping[str, Mapping[str, float]]) -> None:
+    """The scores of several models: a line per score, a column per model, the best of each line bold."""
+    columns = (Column(Text(name), justify="right", overflow="fold", min_width=5) for name in scores)
+    table = Table(Column("held-out", no_wrap=True), *columns, box=None, pad_edge=False)
+    for name in dict.fromkeys(name for found in scores.values() for name in found):
+        values = [found.get(name) for found in scores.values()]
+        known = [value for value in values if value is not None]
+        best = None if name == "length" else min(known) if name.endswith("loss") or name in LOWER else max(known)
+        table.add_row(name, *("-" if v is None else Text(_score(name, v), "bold" if v == best else "") for v in values))
+    out.print(table)
 
 
 def print_summary(summary: dict[str, Any]) -> None:
     """The end of a run: scores before and after, three generations, the proof, and what to type next."""
     table = Table("held-out", "before", "after", box=None, pad_edge=False)
     for name, after in summary["after"].items():
-        table.add_row(name, _number(summary["before"][name]), Text(_number(after), "bold" if name == summary["primary"] else ""))
+        before, style = summary["before"][name], "bold" if name == summary["primary"] else ""
+        table.add_row(name, _score(name, before), Text(_score(name, after), style))
     out.print(table)
     for sample in summary["samples"]:
         said = Text("\n").join([Text(sample["asked"], CONTEXT), Text(sample["reply"], "green" if sample["right"] else "red")])

@@ -31,7 +31,7 @@ class RecipeTrainer(StepTrainer):
 
     - `conversation(row)`: a row as its source has it, to `{"messages", "tools"}` in the OpenAI form;
     - `score(reply, expected)`: a reply, read by the tokenizer's response template (with `stopped`), and the reference (with `tools`,
-      and `asked`: the text before it) to floats.
+      `asked`: the text before it, and `tests` where its row has some) to floats, 1 for right; `sft_recipes.scores` has ready-made ones.
 
     Args:
         model: the base model, loaded; or a `PeftModel`, whose adapter is trained on.
@@ -129,7 +129,7 @@ class RecipeTrainer(StepTrainer):
     def judge(self) -> tuple[dict[str, float], list[judging.Sample]]:
         """The scores on the held-out conversations, with `eval_loss` among them, and the samples they come from."""
         loss = self.evaluate()["eval_loss"]
-        return {**judging.scores(self._samples), "eval_loss": loss}, self._samples
+        return judging.scores(self._samples, eval_loss=loss), self._samples
 
     def _generated(self) -> list[judging.Sample]:
         """Every held-out turn as the model says it, on every process, in the order of the questions."""

@@ -9,6 +9,7 @@ from sft_recipes import RecipeError, ablation, screen
 from sft_recipes.cli import app
 from sft_recipes.config import resolve
 from sft_recipes.run import Run
+from sft_recipes.scores import MANNER
 
 RECIPE = '''"""Compare."""
 
@@ -358,7 +359,7 @@ def test_a_whole_ablation(trained, tmp_path):
     one, again = found["arms"].values()
     assert one == again  # the same weights, adapter, batches and steps: all that is equal gives equal scores
     assert one["before"]["eval_loss"] != one["after"]["eval_loss"]
-    assert one["steps"] == [0, 1, 2] and set(one["after"]) == {"exact", "exact_3_digits", "stops", "eval_loss"}
+    assert one["steps"] == [0, 1, 2] and list(one["after"]) == ["exact", "exact_3_digits", "stops", "eval_loss", *MANNER]
     assert (folder / "ablation.png").stat().st_size > 10_000 and (folder / "ablation.svg").is_file()
 
     table = trained[trained.index("exact on held-out data, while training") :].splitlines()

@@ -47,7 +47,7 @@ def sample(source, index, **values):
 
 def test_a_conversation_scores_as_its_worst_turn():
     samples = [sample("a:1", 1, exact=1.0), sample("a:1", 3, exact=0.0), sample("a:2", 1, exact=1.0), sample("a:2", 3, exact=1.0)]
-    assert scores(samples) == {"exact": 0.5}
+    assert scores(samples) == {"exact": 0.5, "distinct": 1.0}
 
 
 def test_judge_always_says_whether_the_turn_stopped(tokenizer):
@@ -56,10 +56,37 @@ def test_judge_always_says_whether_the_turn_stopped(tokenizer):
     questions = [Question("a:1", 1, "?", [1], {"content": "Hello."})] * 2
     exact = lambda reply, expected: {"same": float(reply["content"] == expected["content"])}  # noqa: E731
     samples = judge(questions, [[*ids, stop], ids], tokenizer, {stop}, exact)
-    assert [s.scores for s in samples] == [{"same": 1.0, "stops": 1.0}, {"same": 1.0, "stops": 0.0}]
+    manner = {"repeats": 0.0, "echoes_prompt": 0.0}
+    assert [s.scores for s in samples] == [
+        {"same": 1.0, "stops": 1.0, "length": len(ids) + 1, **manner},
+        {"same": 1.0, "stops": 0.0, "length": len(ids), **manner},
+    ]
 
 
 def test_the_parts_of_a_score_follow_it():
     samples = [sample("a:1", 1, exact=1.0, exact_4_terms=1.0, stops=1.0), sample("a:2", 1, exact=0.0, exact_3_terms=0.0, stops=1.0)]
-    assert list(scores(samples)) == ["exact", "exact_3_terms", "exact_4_terms", "stops"]
+    assert list(scores(samples)) == ["exact", "exact_3_terms", "exact_4_terms", "stops", "distinct"]
     assert scores(samples)["exact_3_terms"] == 0.0 and scores(samples)["exact_4_terms"] == 1.0
+
+
+def test_a_conversation_has_the_mean_length_and_the_most_repeats_of_its_turns(tokenizer):
+    asked = tokenizer("How are you today, my friend?", add_special_tokens=False)["input_ids"]
+    questions = [Question("a:1", i, "?", [i], {}, "How are you today, my friend?") for i in (1, 3)]
+    samples = judge(questions, [[5] * 20, asked], tokenizer, {1}, lambda reply, expected: {"exact": 1.0})
+    found = scores(samples, eval_loss=0.5)
+    assert list(found) == ["exact", "stops", "eval_loss", "length", "repeats", "echoes_prompt", "distinct"]
+    assert list(found.values()) == [1.0, 0.0, 0.5, (20 + len(asked)) / 2, 1.0, 1.0, 1.0]
+
+
+def test_a_recipe_that_scores_a_length_of_its_own_keeps_it(tokenizer):
+    own = iter([1.0, 0.0])
+    questions = [Question("a:1", 1, "?", [1], {}), Question("a:1", 3, "?", [2], {})]
+    samples = judge(questions, [[5], [6]], tokenizer, {1}, lambda reply, expected: {"length": next(own), "distinct": 0.25})
+    assert scores(samples) == {"length": 0.0, "distinct": 0.25, "stops": 0.0, "repeats": 0.0, "echoes_prompt": 0.0}
+    assert samples[0].manner == {"repeats", "echoes_prompt"}
+
+
+def test_the_same_prompt_twice_is_one_prompt(tokenizer):
+    questions = [Question(f"a:{i}", 1, "?", [i // 2], {}) for i in range(8)]
+    samples = judge(questions, [[5]] * 8, tokenizer, {1}, lambda reply, expected: {})
+    assert scores(samples)["distinct"] == 0.25

@@ -268,7 +268,8 @@ def test_the_original_base_is_another_model_and_is_refused(bases, tmp_path):
     assert found["kl"] > 1e-3 and found["base"] == "original" and found["bases"]["original"]["kl"] == found["kl"]
     assert found["faults"][0].startswith(f"mean KL {found['kl']:.1e} per supervised token to the trained model, the bound is 1e-03")
     assert "the adapter moved most: model.language_model.layers." in found["faults"][0]
-    with pytest.raises(RecipeError, match=r"merged: not the model that was trained: mean KL .*\n.*the adapter is kept in .*/adapter"):
+    told = r"merged: not proven to be the model that was trained: mean KL .*\n.*the adapter is kept in .*/adapter"
+    with pytest.raises(RecipeError, match=told):
         export.refuse(found, tmp_path / "merged")
     assert (tmp_path / "merged" / "model.safetensors").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "merged"]
@@ -479,6 +480,11 @@ def test_what_a_killed_merge_left_is_swept_away(bases, tmp_path):
 def test_the_proof_runs_in_a_fresh_process_and_cleans_up(right, tmp_path):
     found = proof.prove(right.folder, right.record, tmp_path / ".proof")
     assert not found["faults"] and found["kl"] < 1e-8 and not (tmp_path / ".proof").exists()
+
+
+def test_a_proof_that_cannot_run_is_no_proof(right, tmp_path):
+    found = proof.prove(tmp_path / "nothing", right.record, tmp_path / ".proof")
+    assert list(found) == ["faults"] and found["faults"][0].startswith("the proof did not run: ")
 
 
 def test_the_card_tells_what_it_is(right):

@@ -22,7 +22,7 @@ MAY = {
     "recipe": set(),
     "scores": set(),
     "tracking": set(),
-    "progress": set(),
+    "progress": {"scores"},
     "data": {"recipe"},
     "turns": {"recipe"},
     "rows": {"recipe", "turns"},
@@ -35,12 +35,12 @@ MAY = {
     "step": {"recipe", "loss", "tally", "optim", "guards", "attention", "batches", "rows"},
     "weights": {"recipe"},
     "replies": set(),
-    "evaluate": {"recipe", "data", "turns", "weights", "replies"},
+    "evaluate": {"recipe", "data", "turns", "weights", "replies", "scores"},
     "export": {"recipe", "weights", "turns", "rows", "evaluate"},
     "show": {"recipe", "rows"},
-    "run": {"recipe"},
+    "run": {"recipe", "scores"},
     "lineage": {"recipe", "run", "weights"},
-    "config": {"recipe", "optim", "lineage"},
+    "config": {"recipe", "optim", "lineage", "scores"},
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "accelerate")
 

@@ -9,7 +9,8 @@ The forms, in the order in which they are looked for; other columns are ignored,
                                         line, without Alpaca's "### Instruction:" frame, as the chat template is what is
                                         served; `history` holds [user, assistant] pairs, learned like the rest
 
-Each may come with `tools` (or OpenAI's older `functions`) and with a text `system`.
+Each may come with `tools` (or OpenAI's older `functions`), with a text `system`, and with `tests`, which the model never sees:
+`score` gets them as they are, with the reference of every learned turn (`scores.python_passes` runs them).
 """
 
 from __future__ import annotations
@@ -23,7 +24,20 @@ Conversation = dict[str, Any]
 Placed = tuple[str, Any]  # a message, after what a person would call its place in the row
 
 ACCEPTED = ("messages", "conversations", "prompt", "completion", "instruction", "output")
-KNOWN = {*ACCEPTED, "conversation", "input", "context", "response", "system", "history", "tools", "functions", "chosen", "rejected"}
+KNOWN = {
+    *ACCEPTED,
+    "conversation",
+    "input",
+    "context",
+    "response",
+    "system",
+    "history",
+    "tools",
+    "functions",
+    "tests",
+    "chosen",
+    "rejected",
+}
 SPEAKERS = {
     name: role
     for role, names in {
@@ -49,7 +63,7 @@ def normalized(row: dict, where: str) -> Conversation:
         where: its file and line, for the faults.
 
     Returns:
-        `{"messages": [...], "tools": [...], "source": where}`.
+        `{"messages": [...], "tools": [...], "source": where}`, and `"tests"` where the row has some.
 
     Raises:
         RecipeError: every fault of the row, each with `where` and the message it is in.
@@ -63,7 +77,8 @@ def normalized(row: dict, where: str) -> Conversation:
     tools = unified_tools(row.get("tools") or row.get("functions") or [], faults)
     if faults:
         raise RecipeError(*(f"{where}{fault if fault[0] == ',' else ': ' + fault}" for fault in faults))
-    return {"messages": [message for _, message in turns], "tools": tools, "source": where}
+    tests = {"tests": row["tests"]} if row.get("tests") else {}
+    return {"messages": [message for _, message in turns], "tools": tools, "source": where, **tests}
 
 
 def _placed(message: Any, place: str, faults: list[str]) -> dict:

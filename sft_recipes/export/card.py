@@ -87,4 +87,6 @@ def _fenced(text: str) -> str:
 
 
 def _number(value: float) -> str:
+    if abs(value) >= 10:
+        return f"{value:.1f}"
     return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"

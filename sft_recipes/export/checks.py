@@ -42,7 +42,7 @@ def _may_lack(name: str, record: Record) -> bool:
 
 def _is_head(name: str) -> bool:
     """A head may be stored beside the embedding it is tied to, or not; whether it is tied is another check's matter."""
-    return name.endswith(("lm_head.weight", "output.weight", "embed_out.weight"))
+    return re.search(r"(^|\.)lm_head\.weight$|^(output|embed_out)\.weight$", name) is not None
 
 
 def _some(names: list[str]) -> str:

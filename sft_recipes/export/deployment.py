@@ -47,7 +47,7 @@ def deploy(
         are empty where the folder is in place.
 
     Raises:
-        RecipeError: another base than the adapter was trained on, no room on the disk, or a proof that could not run.
+        RecipeError: another base than the adapter was trained on, or no room on the disk.
     """
     adapter = source if isinstance(source, Path) else None
     if adapter is not None:
@@ -56,23 +56,30 @@ def deploy(
         tried: dict[str, tuple[Path, dict[str, Any]]] = {}
         for base in _bases(recipe, adapter):
             folder = stack.enter_context(unfinished(target, base))
-            with _whole(recipe, tokenizer, source, base) as whole:
-                save(whole.model, tokenizer, recipe, set(said.stop_ids), folder)
-                said.tied = is_tied(whole.model)
-                moved = whole.moved
-                del whole  # its memory is the proof's
-            proof = prove(folder, said, target.parent / ".proof")
-            tried[base] = folder, {**proof, "faults": proof["faults"] + _too_far(proof, recipe.max_kl, moved)}
+            tried[base] = folder, _attempt(recipe, tokenizer, source, base, said, folder)
         best = min(tried, key=lambda base: (bool(tried[base][1]["faults"]), tried[base][1].get("loss", 0.0)))
-        folder, proof = tried[best]
-        bases = {base: {key: found[key] for key in OF_A_BASE if key in found} for base, (_, found) in tried.items()}
-        proof = {**proof, "base": best, "bases": bases}
+        bases = {base: {key: proof[key] for key in OF_A_BASE if key in proof} for base, (_, proof) in tried.items()}
+        folder, found = tried[best]
+        proof = {**found, "base": best, "bases": bases}
         if not proof["faults"]:
             write_card(folder, recipe, proof, about)
             put(folder, target)
         elif adapter is None:
             put(folder, target.with_name(f"{target.name}.refused"))
     return proof
+
+
+def _attempt(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, source: Path | PreTrainedModel, base: str, said: Record, folder: Path
+) -> dict[str, Any]:
+    """Save what was trained on one base, and hold it against the record; the merged model's memory is free by then."""
+    with _whole(recipe, tokenizer, source, base) as whole:
+        save(whole.model, tokenizer, recipe, set(said.stop_ids), folder)
+        said.tied = is_tied(whole.model)
+        moved = whole.moved
+        del whole
+    proof = prove(folder, said, folder.with_name(".proof"))
+    return {**proof, "faults": proof["faults"] + _too_far(proof, recipe.max_kl, moved)}
 
 
 def refuse(proof: Mapping[str, Any], target: Path) -> None:
@@ -84,7 +91,8 @@ def refuse(proof: Mapping[str, Any], target: Path) -> None:
     if faults := proof.get("faults"):
         adapter, refused = target.with_name("adapter"), target.with_name(f"{target.name}.refused")
         kept = f"the adapter is kept in {adapter}" if adapter.is_dir() else f"the model is kept as {refused}"
-        raise RecipeError(*(f"{target}: not the model that was trained: {fault}" for fault in faults), f"nothing was deployed; {kept}")
+        found = [f"{target}: not proven to be the model that was trained: {fault}" for fault in faults]
+        raise RecipeError(*found, f"nothing was deployed; {kept}")
 
 
 def _bases(recipe: Recipe, adapter: Path | None) -> list[str]:

@@ -17,7 +17,6 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from ..evaluate import generate
-from ..recipe import RecipeError
 from ..weights import load_model
 from . import checks
 from .folder import declared_stops
@@ -38,13 +37,11 @@ def prove(merged: Path, record: Record, folder: Path) -> dict[str, Any]:
         `faults`, each a sentence, empty for the trained model; `kl` and `max_kl` (nats per supervised token) over `tokens`;
         `loss` and `trained_loss` (nats); `generations`, `generations_equal`, `stops` and `trained_stops` (shares that halt),
         and `first_difference` where there is one; `prompts`, how many training prompts were rendered again; `template`, SHA-256
-        of the chat template. Where the weights cannot be loaded there are `faults` alone.
-
-    Raises:
-        RecipeError: the fresh process failed; its last line is given.
+        of the chat template. Where the weights cannot be loaded, or the process failed, there are `faults` alone.
     """
     command = [sys.executable, "-m", "sft_recipes.export.proof", str(merged), str(folder)]
     ours = {key: value for key, value in os.environ.items() if key not in OF_A_GROUP}  # not a member of this process's group
+    torch.cuda.empty_cache()  # it needs room beside this process
     try:
         record.write(folder)
         progress = None if sys.stderr.isatty() else subprocess.PIPE  # its bars in a terminal, its last words elsewhere
@@ -52,7 +49,7 @@ def prove(merged: Path, record: Record, folder: Path) -> dict[str, Any]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if done.returncode:
-        raise RecipeError(f"{merged}: the proof did not run: {((done.stderr or '').strip().splitlines() or ['see above'])[-1]}")
+        return {"faults": [f"the proof did not run: {((done.stderr or '').strip().splitlines() or ['see above'])[-1]}"]}
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -197,7 +197,7 @@ def reference_warnings(resolved: Resolved, prepared: Prepared) -> list[str]:
     primary, hooks = resolved.recipe.primary, resolved.trainer_class
     turns = [turn.completion_ids for turns in prepared.held_out.turns for turn in turns]
     samples = judge(prepared.questions, turns, prepared.tokenizer, prepared.stop_ids, hooks.score)
-    wrong = [s for s in samples if s.scores.get(primary, 1.0) < 1.0]
+    wrong = [s for s in samples if primary not in s.manner and s.scores.get(primary, 1.0) < 1.0]
     if not wrong:
         return []
     first = wrong[0].question

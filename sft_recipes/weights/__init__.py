@@ -5,7 +5,7 @@ Which base it is, and the adapter on disk: `identity`, `adapters`.
 
 from .adapters import load_adapter, save_adapter, saved_adapter
 from .identity import base_of, identity, refuse_another
-from .loading import adapter, load_base, load_model, load_tokenizer, settle, trainable, unweighted
+from .loading import adapter, load_base, load_model, load_tokenizer, own_tokenizer, settle, trainable, unweighted
 
 __all__ = [
     "adapter",
@@ -15,6 +15,7 @@ __all__ = [
     "load_base",
     "load_model",
     "load_tokenizer",
+    "own_tokenizer",
     "refuse_another",
     "save_adapter",
     "saved_adapter",

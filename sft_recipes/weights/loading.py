@@ -39,7 +39,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     Raises:
         RecipeError: the model is not there, or no chat template can be found or rendered.
     """
-    tokenizer = _own_tokenizer(recipe.model, recipe.revision)
+    tokenizer = own_tokenizer(recipe.model, recipe.revision)
     if recipe.chat_template is not None:
         tokenizer.chat_template = fitted(recipe, tokenizer)
         tokenizer.response_template = response_template(recipe.chat_template)  # the base's own reads another template's replies
@@ -53,7 +53,12 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _own_tokenizer(path: str, revision: str | None) -> PreTrainedTokenizerBase:
+def own_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub id as it is.
+
+    Raises:
+        RecipeError: it is not there.
+    """
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision, **SAFE)
     except (OSError, ValueError) as error:
@@ -131,7 +136,7 @@ def new_model(recipe: Recipe, seed: int) -> PreTrainedModel:
 
 
 def _new_ids(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return new_ids(_own_tokenizer(recipe.model, recipe.revision), tokenizer) if _dressed(recipe) else []
+    return new_ids(own_tokenizer(recipe.model, recipe.revision), tokenizer) if _dressed(recipe) else []
 
 
 def adapter(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:

@@ -42,7 +42,7 @@ def test_the_run_folder_is_complete(main_job):
     assert {s["stage"] for s in samples} == {"before", "after"} and len(samples) == 2 * 374
     recipe = json.loads((folder / "recipe.json").read_text())
     assert recipe["scale"] == "tiny" and set(recipe["data"]) == {"train", "held_out"} and "torch" in recipe["versions"]
-    assert {p.suffix for p in (folder / "merged").iterdir()} == {".safetensors", ".json", ".jinja"}
+    assert {p.suffix for p in (folder / "merged").iterdir()} == {".safetensors", ".json", ".jinja", ".md"}
 
 
 def test_the_summary_says_what_a_person_wants_to_know(main_job):

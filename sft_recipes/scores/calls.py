@@ -1,8 +1,4 @@
-"""Ready-made scores for a recipe's `score(reply, expected)` hook.
-
-`reply` is what the model said, parsed: an assistant message with `stopped` (it halted by itself). `expected` is the
-reference message with `tools`, the JSON schemas on offer. Every score is a float, 1.0 for right.
-"""
+"""Tool calls: what they say, and whether they fit their tool."""
 
 from __future__ import annotations
 
