@@ -160,18 +160,21 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def print_proof(proof: dict[str, Any]) -> None:
-    """That the deployed folder is the trained model, in numbers; and those of another base, where one was measured."""
+    """That the deployed folder is the trained model, in numbers; where it says something else first; and other bases' numbers."""
+    several = len(proof["bases"]) > 1 or proof["base"] == "original"
+    subject = f"Merged into the {proof['base']} base and" if several else "The deployed folder,"
     if "kl" in proof:
         equal = "equal" if proof["generations_equal"] else "not all equal"
         out.print(
-            f"The merged model, reloaded in a fresh process: KL {proof['kl']:.1e} per supervised token to the trained one "
-            f"(at most {proof['max_kl']:.1e}), {proof['generations']} generations {equal}, {proof['stops']:.0%} halt by themselves "
-            f"(trained {proof['trained_stops']:.0%}), {proof['prompts']} training prompts rendered to the same ids."
+            f"{subject} reloaded in a fresh process: KL {proof['kl']:.1e} per supervised token to the trained model, at most "
+            f"{proof['max_kl']:.1e}; held-out loss {proof['loss']:.4f}, trained {proof['trained_loss']:.4f}; {proof['generations']} "
+            f"generations {equal}, {proof['stops']:.0%} stop by themselves, trained {proof['trained_stops']:.0%}; {proof['prompts']} "
+            "training prompts rendered to the same ids."
         )
     if different := proof.get("first_difference"):
-        for name, text in different.items():
-            out.print(Text.assemble((f"{name:<9}", "dim"), text[-400:]))
-    if len(proof["bases"]) > 1 or "original" in proof["bases"]:
-        for base, found in proof["bases"].items():
-            numbers = f"KL {found['kl']:.1e}, held-out loss {found['loss']:.4f}" if "kl" in found else "could not be loaded"
-            out.print(f"merged into the {base} base: {numbers}")
+        for name in ("prompt", "trained", "deployed"):
+            out.print(Text.assemble((f"{name:<9}", CONTEXT), different[name][-200:].strip()))
+    for base, found in proof["bases"].items():
+        if base != proof["base"] and "kl" in found:
+            numbers = f"KL {found['kl']:.1e}, at most {found['max_kl']:.1e}; held-out loss {found['loss']:.4f}"
+            out.print(f"Merged into the {base} base: {numbers}.")

@@ -23,7 +23,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from sft_recipes import Recipe, RecipeError, export, load_recipe
+from sft_recipes import Recipe, RecipeError, export, load_recipe, screen
 from sft_recipes.evaluate import generate
 from sft_recipes.export import card, deployment, folder, merging, proof
 from sft_recipes.rows import IGNORED
@@ -534,6 +534,20 @@ def test_a_stop_token_is_added_to_the_bases_own_and_the_pad_token_is_removed():
     assert folder.stopping(GenerationConfig(eos_token_id=[1, 0]), {5}, 0).eos_token_id == [1, 5]
     assert folder.stopping(None, {5}, None).eos_token_id == [5]
     assert folder.stopping(GenerationConfig(eos_token_id=1), {1}, 1).eos_token_id == [1]
+
+
+def test_the_terminal_shows_the_numbers_of_both_bases(bases, tmp_path, capsys):
+    recipe = recipe_of(bases, "Llama, QLoRA", base="measured")
+    found = deployed(recipe, trained(recipe, tmp_path / "adapter"), tmp_path)
+    screen.print_proof(found)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("Merged into the trained base and reloaded in a fresh process: KL ") and "3 generations equal" in said
+    original = found["bases"]["original"]
+    assert said.endswith(
+        f"Merged into the original base: KL {original['kl']:.1e}, at most {original['max_kl']:.1e}; held-out loss {original['loss']:.4f}."
+    )
+    screen.print_proof({**found, "bases": {"trained": found["bases"]["trained"]}})
+    assert capsys.readouterr().out.startswith("The deployed folder, reloaded in a fresh process: KL ")
 
 
 def test_what_was_typed_is_told_without_this_machines_folders(tmp_path):
