@@ -170,7 +170,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Generate and score the held-out conversations with a run's deployed folder, or any model; several side by side."""
-    from . import comparing, screen
+    from . import screen
+    from .revisit import comparing
 
     names = list(takewhile(lambda word: not word.startswith("--"), what))
     context.args = [*what[len(names) :], *context.args]
@@ -214,7 +215,7 @@ def chat(
     adapter: Annotated[bool, typer.Option("--adapter", help="Talk to the adapter on its base instead of the deployed folder.")] = False,
 ) -> None:
     """Talk to a run's deployed folder; an empty line ends."""
-    from .chat import chat as talk
+    from .revisit.chat import chat as talk
 
     talk(run, tools, adapter)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sft_recipes import RecipeError
-from sft_recipes import chat as chatting
+from sft_recipes.revisit import chat as chatting
 from sft_recipes.weights import load_tokenizer
 
 

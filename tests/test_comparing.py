@@ -7,10 +7,10 @@ import pytest
 from bases import write_base
 from test_cli import run as typed
 
-from sft_recipes import RecipeError, build_trainer, comparing
+from sft_recipes import RecipeError, build_trainer
 from sft_recipes import evaluate as judging
 from sft_recipes.prepare import prepare_held_out
-from sft_recipes.revisit import reopen
+from sft_recipes.revisit import comparing, reopen
 from sft_recipes.run import Run
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

@@ -8,7 +8,8 @@ import torch
 from datasets import Dataset
 from trl import SFTTrainer
 
-from sft_recipes import RecipeError, build_trainer, comparing, revisit
+from sft_recipes import RecipeError, build_trainer, revisit
+from sft_recipes.revisit import comparing
 from sft_recipes.run import Run, find, summary
 from sft_recipes.weights import identity
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from . import evaluate as judging
-from .config import resolve
+from .. import evaluate as judging
+from ..config import resolve
+from ..export.record import spoken
+from ..recipe import RecipeError
+from ..rows import IGNORED
+from ..run import find
 from .contenders import Contender, of_model, of_run, told_apart
-from .export.record import spoken
-from .recipe import RecipeError
-from .revisit import reopen
-from .rows import IGNORED
-from .run import find
+from .opening import reopen
 
 
 @dataclass

@@ -13,13 +13,13 @@ from typing import Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from .config import Resolved
-from .export.folder import declared_stops
-from .prepare import Prepared, prepare_held_out
-from .recipe import Recipe, RecipeError, nearest
-from .revisit import refuse_changed, reopen
-from .run import Run, find
-from .weights import load_adapter, load_base, load_model, own_tokenizer, refuse_another
+from ..config import Resolved
+from ..export.folder import declared_stops
+from ..prepare import Prepared, prepare_held_out
+from ..recipe import Recipe, RecipeError, nearest
+from ..run import Run, find
+from ..weights import load_adapter, load_base, load_model, own_tokenizer, refuse_another
+from .opening import refuse_changed, reopen
 
 SHOWN = 3  # faults of one model
 

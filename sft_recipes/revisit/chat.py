@@ -10,14 +10,14 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
-from . import evaluate as judging
-from .data.messages import unified_tools
-from .export.folder import declared_stops
-from .recipe import RecipeError
-from .replies import Listener, parse
-from .revisit import reopen
-from .run import Run
-from .weights import load_adapter, load_base, load_model, refuse_another
+from .. import evaluate as judging
+from ..data.messages import unified_tools
+from ..export.folder import declared_stops
+from ..recipe import RecipeError
+from ..replies import Listener, parse
+from ..run import Run
+from ..weights import load_adapter, load_base, load_model, refuse_another
+from .opening import reopen
 
 
 def chat(name: str, tools: Path | None = None, adapter: bool = False) -> None:

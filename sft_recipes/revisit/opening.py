@@ -6,14 +6,14 @@ from typing import Any
 
 from peft import PeftModel
 
-from . import evaluate as judging
-from . import export
-from .config import Resolved, resolve
-from .lineage import found_again
-from .prepare import Prepared, prepare
-from .recipe import Recipe, RecipeError
-from .run import Run, find
-from .weights import load_base, refuse_another
+from .. import evaluate as judging
+from .. import export
+from ..config import Resolved, resolve
+from ..lineage import found_again
+from ..prepare import Prepared, prepare
+from ..recipe import Recipe, RecipeError
+from ..run import Run, find
+from ..weights import load_base, refuse_another
 
 
 def reopen(name: str, **changed: Any) -> tuple[Run, Resolved]:
