@@ -154,7 +154,12 @@ def print_summary(summary: dict[str, Any]) -> None:
     for sample in summary["samples"]:
         said = Text("\n").join([Text(sample["asked"], CONTEXT), Text(sample["reply"], "green" if sample["right"] else "red")])
         out.print(Panel(said, title=Text(f"{sample['source']}"), title_align="left", border_style="dim"))
-    print_proof(summary["merge"])
+    proof = summary["merge"]
+    if proof:
+        print_proof(proof)
+    if not proof or proof["faults"]:  # it was refused, or stopped on the way
+        out.print(Text("Not deployed. ", "bold red").append("Next: ", "not bold").append(f"make merge RUN={summary['run']}", "bold"))
+        return
     out.print(Text("Deployable folder: ").append(summary["merged"], "bold"))
     out.print(Text("Next: ").append(f"make chat RUN={summary['run']}", "bold"))
 

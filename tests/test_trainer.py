@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from trl import SFTTrainer
 
-from sft_recipes import RecipeError, build_trainer, revisit
+from sft_recipes import RecipeError, build_trainer, revisit, screen
 from sft_recipes.revisit import comparing
 from sft_recipes.run import Run, find, summary
 from sft_recipes.weights import identity
@@ -113,13 +113,17 @@ def test_an_earlier_run_is_set_aside_not_overwritten(tmp_path):
     assert Run(tmp_path / "run").set_aside() is None
 
 
-def test_a_model_that_is_not_the_trained_one_is_refused_and_the_rest_kept(make):
+def test_a_model_that_is_not_the_trained_one_is_refused_and_the_rest_kept(make, capsys):
     trainer = make("refused", max_kl=-1.0)
     with pytest.raises(RecipeError, match=r"merged: not proven to be the model that was trained: mean KL .* the bound is -1e\+00"):
         trainer.train()
     assert trainer.run.adapter.is_dir() and not trainer.run.merged.exists()
     metrics = trainer.run.read("metrics.json")
     assert metrics["merge"]["faults"] and metrics["after"] and (trainer.run.folder / "samples.jsonl").is_file()
+    for merge in (metrics["merge"], {}):  # refused; stopped before it was proven
+        trainer.run.write("metrics.json", {**metrics, "merge": merge})
+        screen.print_summary(summary(trainer.run))
+        assert f"Not deployed. Next: make merge RUN={trainer.run.folder}" in " ".join(capsys.readouterr().out.split("\n"))
 
 
 def test_a_run_whose_template_has_changed_is_not_merged_with_another(finished, tmp_path):
