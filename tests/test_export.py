@@ -158,6 +158,14 @@ def test_the_deployed_folder_is_the_trained_model(bases, name, tmp_path):
     assert {p.suffix for p in (tmp_path / "merged").iterdir()} == {".safetensors", ".json", ".jinja", ".md"}
 
 
+def test_peft_alone_merges_an_adapter_on_a_tied_table_into_both(bases, tmp_path):
+    """The border: what `merging._own_tables` is for; where PEFT parts them by itself, it can go."""
+    recipe = recipe_of(bases, "Llama tied, LoRA on the embedding")
+    model, ids = trained(recipe, tmp_path / "adapter"), torch.tensor([[2, 50, 60, 70]])
+    expected = model(input_ids=ids).logits
+    assert (model.merge_and_unload(safe_merge=True)(input_ids=ids).logits - expected).abs().max() > 1
+
+
 def test_names_and_shapes_are_the_checkpoints_and_what_was_not_trained_is_untouched(bases, tmp_path):
     recipe = recipe_of(bases, "Gemma 3, multimodal, QLoRA")
     deployed(recipe, trained(recipe, tmp_path / "adapter"), tmp_path)
