@@ -23,6 +23,7 @@ from sft_recipes import TINY, Recipe, load_recipe
 from sft_recipes.config import hush
 from sft_recipes.export import folder, merging
 from sft_recipes.weights import load_tokenizer
+from sft_recipes.whole import unfinished
 
 from .meter import status
 
@@ -64,8 +65,8 @@ def measure(where: Path, base: str) -> None:
     threading.Thread(target=_watch, args=[peak], daemon=True).start()
     started = time.perf_counter()
     model = merging.merged(recipe, tokenizer, where / "adapter", base).model
-    with folder.unfinished(where / "merged") as unfinished:
-        folder.save(model, tokenizer, recipe, set(), unfinished)
+    with unfinished(where / "merged") as building:
+        folder.save(model, tokenizer, recipe, set(), building)
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     took = time.perf_counter() - started
     print(f"merge into {base:<8}  model {size / 1e9:.2f} GB, at most {peak[0] / 1e9:.2f} GB held, {took:.0f} s", flush=True)

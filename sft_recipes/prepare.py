@@ -21,6 +21,7 @@ from .turns import Supervisor, Turn, stop_ids
 from .turns.dataset import supervise_all
 from .turns.turn import collector_paused
 from .weights import load_tokenizer
+from .weights.templates import fingerprint
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Prepared:
     @property
     def chat_template_hash(self) -> str:
         """SHA-256 of the chat template, byte for byte."""
-        return hashlib.sha256(self.tokenizer.chat_template.encode()).hexdigest()
+        return fingerprint(self.tokenizer.chat_template)
 
 
 @collector_paused()

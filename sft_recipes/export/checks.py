@@ -11,8 +11,9 @@ from transformers import GenerationConfig
 from ..recipe import RecipeError
 from ..turns.rendering import prepared
 from ..weights.identity import layout
+from ..weights.templates import fingerprint
 from .folder import declared_stops
-from .record import Record, fingerprint
+from .record import Record
 
 SHOWN = 3  # names of one kind in a message
 
@@ -32,7 +33,7 @@ def checkpoint(folder: Path, record: Record) -> list[str]:
     surplus = [name for name in found.keys() - expected.keys() if not _is_head(name)]
     shaped = [f"{name} {found[name]}, not {expected[name]}" for name in expected.keys() & found.keys() if found[name] != expected[name]]
     said = (("lacks tensors of the base", missing), ("has tensors the base has not", surplus), ("has other shapes", shaped))
-    return [f"{folder.name}/model.safetensors: {what}: {_some(names)}" for what, names in said if names]
+    return [f"model.safetensors: {what}: {_some(names)}" for what, names in said if names]
 
 
 def _may_lack(name: str, record: Record) -> bool:

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..recipe import Recipe, RecipeError
 from ..weights import refuse_another
+from ..whole import put, unfinished
 from .card import write_card
-from .folder import put, save, unfinished
+from .folder import save
 from .merging import Merged, cast, is_tied, merged
 from .proof import prove
 from .record import Record

@@ -1,18 +1,12 @@
-"""The deployable folder: what is in it, and that it is never seen half written.
-
-It is built beside its place, under a name that begins with a dot, and renamed when it has been proven.
-"""
+"""The deployable folder: what is in it."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
@@ -21,37 +15,6 @@ from ..recipe import Recipe, RecipeError
 SHARD = "4GB"
 SLACK = 2**26  # bytes for tokenizer, configuration and card
 PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
-
-
-@contextmanager
-def unfinished(target: Path, name: str = "") -> Iterator[Path]:
-    """A folder beside `target` to build it in, gone afterwards unless it has been renamed.
-
-    Args:
-        target: where the folder will be.
-        name: told apart from another of the same target.
-
-    Raises:
-        RecipeError: the disk was full; nothing is left behind.
-    """
-    folder = target.with_name(f".{target.name}{name and f'.{name}'}.unfinished")
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-    try:
-        yield folder
-    except (OSError, SafetensorError) as error:
-        raise RecipeError(f"{target}: it could not be written, nothing of it is left: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def put(folder: Path, target: Path) -> None:
-    """Rename a finished folder into place; one that is there already makes room at the last moment."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.is_dir():
-        target.rename(old)
-    folder.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, stop_ids: set[int], folder: Path) -> None:

@@ -55,14 +55,12 @@ def merged(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, adapter: Path, ba
             checkpoint: KL 1.1e-2 against 9e-6, measured on a small Gemma 3); `original`: the checkpoint.
 
     Raises:
-        RecipeError: the adapter's kind cannot be merged, or a merged weight is not finite.
+        RecipeError: PEFT cannot merge it, or a merged weight is not finite.
     """
-    model = whole_base(recipe, tokenizer, base)
+    model = _whole_base(recipe, tokenizer, base)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     tied = is_tied(model)
     adapted: Any = PeftModel.from_pretrained(model, str(adapter))
-    if not hasattr(adapted.base_model, "merge_and_unload"):
-        raise RecipeError(f"{adapter}: PEFT cannot merge a {type(adapted.active_peft_config).__name__}; deploy it as an adapter")
     _own_tables(model)
     moved = {}
     try:
@@ -80,7 +78,7 @@ def merged(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, adapter: Path, ba
     return Merged(model.requires_grad_(False), moved)
 
 
-def whole_base(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, base: str) -> PreTrainedModel:
+def _whole_base(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, base: str) -> PreTrainedModel:
     """The base that is merged into, unquantised, on the CPU."""
     if base == "original" or recipe.quantization is None:
         return load_base(replace(recipe, quantization=None), tokenizer, on=CPU)
@@ -88,9 +86,10 @@ def whole_base(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, base: str) ->
 
 
 def _dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """Each quantised layer as the plain one that it computes with; one at a time and onto the CPU, where more fits.
+    """Each quantised layer as the plain one that it computes with, one at a time and onto the CPU.
 
-    The weights that the bits stand for have the dtype in which the base was loaded, so nothing is rounded here.
+    transformers' own `dequantize` leaves them on the device, which may have no room for a whole model. The weights that the bits
+    stand for have the dtype in which the base was loaded, so nothing is rounded here.
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, (Linear4bit, Linear8bitLt)):
@@ -170,7 +169,7 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[Merged]:
     kept = [(parameter, parameter.data) for parameter in model.parameters()]
     try:
         for parameter, data in kept:
-            parameter.data = data.to(CPU, dtype) if data.is_floating_point() else data.to(CPU)
+            parameter.data = data.to(CPU, dtype)
         yield Merged(model, {})
     finally:
         for parameter, data in kept:

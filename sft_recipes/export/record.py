@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..recipe import Recipe
 from ..rows import IGNORED
 from ..weights.identity import layout
+from ..weights.templates import fingerprint
 from .merging import is_tied, tables
 
 LOGITS_BUDGET = 2**26  # float32 logits kept for the proof: 256 MB, 256 tokens of Gemma 3's vocabulary
@@ -119,11 +119,6 @@ def record(
         not_loaded=[*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])],
         tied=is_tied(model),
     )
-
-
-def fingerprint(template: str) -> str:
-    """SHA-256 of a chat template, byte for byte."""
-    return hashlib.sha256(template.encode()).hexdigest()
 
 
 def served_prompts(parts: Iterable[Any], count: int = PROMPTS) -> list[dict[str, Any]]:

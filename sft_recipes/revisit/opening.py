@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import PeftModel
-
 from .. import evaluate as judging
 from .. import export
 from ..config import Resolved, resolve
@@ -13,7 +11,7 @@ from ..lineage import found_again
 from ..prepare import Prepared, prepare
 from ..recipe import Recipe, RecipeError
 from ..run import Run, find
-from ..weights import load_base, refuse_another
+from ..weights import load_adapter, load_base, refuse_another
 
 
 def reopen(name: str, **changed: Any) -> tuple[Run, Resolved]:
@@ -80,7 +78,7 @@ def merge(name: str, **changed: Any) -> dict[str, Any]:
 def _said(run: Run, recipe: Recipe, prepared: Prepared) -> export.Record:
     """What the run's adapter says on the base it was trained on."""
     refuse_another(run.adapter, recipe)
-    trained: Any = PeftModel.from_pretrained(load_base(recipe, prepared.tokenizer), str(run.adapter)).eval()
+    trained: Any = load_adapter(load_base(recipe, prepared.tokenizer), run.adapter).eval()
     prompts = [question.prompt_ids for question in prepared.questions[: export.PROMPTS]]
     answered = list(zip(prompts, _replies(trained, prepared, len(prompts)), strict=True))
     served = export.served_prompts((prepared.train, prepared.held_out))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
 
 from ..recipe import Recipe, RecipeError
+from ..whole import put, unfinished
 from .identity import base_of, record
 from .loading import device
 
@@ -23,25 +23,23 @@ def save_adapter(model: PeftModel, tokenizer: Any, recipe: Recipe, folder: Path)
         model: base and adapter.
         tokenizer: from `load_tokenizer`.
         recipe: names the base.
-        folder: written whole or not at all: built beside itself and renamed.
+        folder: written whole or not at all.
 
     Returns:
         `folder`.
+
+    Raises:
+        RecipeError: the disk was full.
     """
     base = base_of(recipe)
     for config in model.peft_config.values():
         config.base_model_name_or_path = str(Path(recipe.model).resolve()) if Path(recipe.model).is_dir() else recipe.model
         config.revision = base["revision"]
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        model.save_pretrained(str(unfinished))
-        tokenizer.save_pretrained(unfinished)
-        record(unfinished, recipe)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with unfinished(folder) as building:
+        model.save_pretrained(str(building))
+        tokenizer.save_pretrained(building)
+        record(building, recipe)
+        put(building, folder)
     return folder
 
 

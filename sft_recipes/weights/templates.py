@@ -10,6 +10,7 @@ Beside a template may lie its `.response.json`: transformers' response template,
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -33,6 +34,11 @@ def chat_template(name: str) -> str:
         RecipeError: neither a file nor a known name.
     """
     return _file(name).read_text(encoding="utf-8")
+
+
+def fingerprint(template: str) -> str:
+    """SHA-256 of a chat template, byte for byte."""
+    return hashlib.sha256(template.encode()).hexdigest()
 
 
 def response_template(name: str) -> dict[str, Any] | None:
