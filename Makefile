@@ -12,7 +12,7 @@ BIN := .venv/bin
 DATA_ARG := $(if $(DATA),--data $(DATA))
 ON_RECIPE = $(BIN)/sft-recipes $@ $(RECIPE) --scale $(SCALE) $(DATA_ARG) $(ARGS)
 
-.PHONY: setup train check show plan list eval merge chat report test lint format bench tiny-base tiny-data scratch-bases
+.PHONY: setup train check show plan list eval merge chat report test lint format bench tiny-base tiny-data code-base scratch-bases
 
 setup: .venv/.installed
 
@@ -55,6 +55,10 @@ tiny-base: setup
 
 tiny-data: setup
 	$(BIN)/python -m sft_recipes.tiny.conversations
+
+# The embedded model of llama-code's tiny scale, made anew (4 minutes on one core; the result is in the repository).
+code-base: setup
+	$(BIN)/python -m sft_recipes.tiny.code_base
 
 # The bases of the recipes that train from scratch: a configuration and a tokenizer each.
 scratch-bases: setup

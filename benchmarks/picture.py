@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft_recipes.ablation.plot import COLOURS, STYLE
+from sft_recipes.plotting import COLOURS, styled
 
 from .rows import Result
 
@@ -17,10 +17,9 @@ def draw(results: Sequence[Result], file: Path) -> None:
         results: in the order of the bars.
         file: its folder exists.
     """
-    from matplotlib import style
     from matplotlib.figure import Figure
 
-    with style.context(["default", STYLE]):
+    with styled():
         figure = Figure(figsize=(8, 3.2), dpi=100, layout="constrained")
         panel = figure.subplots()
         places = range(len(results))

@@ -14,11 +14,14 @@ both go with the tokenizer, so training, evaluation and any server render and re
 import ast
 import json
 import re
+from collections.abc import Iterator
+from itertools import islice
 
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
 from sft_recipes import TINY, Recipe, RecipeError, RecipeTrainer, Source, scores
+from sft_recipes.tiny.corpus import documents
 
 LINEAR = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 HERMES = "NousResearch/hermes-function-calling-v1"
@@ -33,6 +36,11 @@ def nf4(compute_dtype: str) -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=compute_dtype,
         llm_int8_skip_modules=["model.vision_tower", "model.multi_modal_projector", "lm_head"],  # matched from the start
     )
+
+
+def pretraining_texts() -> Iterator[dict]:
+    """What the tiny base was pre-trained on, or rather what it was not: the same kinds of text from another seed."""
+    return ({"text": text} for text in islice(documents(seed=2), 400))
 
 
 class GemmaTools(RecipeTrainer):
@@ -52,11 +60,13 @@ class GemmaTools(RecipeTrainer):
             warmup_steps=0.03,
             neftune_noise_alpha=5,
             max_length=4096,
+            eval_strategy="steps",
         ),
         tiny=dict(
             model=f"{TINY}/gemma3",
             data=f"{TINY}/gemma_tools.train.jsonl",
             held_out=f"{TINY}/gemma_tools.held_out.jsonl",
+            retain=pretraining_texts,
             quantization=nf4("float32"),
             dtype="float32",
             max_new_tokens=96,

@@ -126,6 +126,8 @@ def train(
     """
     from . import ablation, preflight, screen
     from .config import resolve
+    from .report import write_report
+    from .run import Run
 
     resolved = resolve(recipe, scale, **fields(context))
     screen.print_start(resolved)
@@ -142,6 +144,7 @@ def train(
         _train(reports.pop(name), resuming)
     if len(arms) > 1 and resolved.config.process_index == 0:
         screen.print_ablation(ablation.compared(arms))
+        write_report(Run(Path(str(resolved.config.output_dir))))  # once more, with the comparison
 
 
 def _train(report: Any, resuming: bool) -> None:
@@ -222,20 +225,54 @@ def chat(
 
 @app.command()
 @one_line_errors
-def report(run: RunName, as_json: AsJson = False) -> None:
-    """The summary of a finished run, and the comparison of its arms where it has been an ablation."""
+def report(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, or their recipes' names; several are compared.")],
+    html: Annotated[Path | None, typer.Option(help="Where the page of a comparison goes, instead of into the first run's folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The summary of a run and its page, report.html, with the comparison of its arms after an ablation; several runs side by side."""
     from . import run as runs
-    from . import screen
 
-    opened = runs.find(run)
-    found = runs.summary(opened)
-    compared = opened.read("ablation.json") if (opened.folder / "ablation.json").is_file() else None
+    opened = [runs.find(name) for name in names]
+    if len(opened) > 1:
+        _compare(opened, html or opened[0].folder / "compared.html", as_json)
+    elif html:
+        raise RecipeError(f"--html is for several runs; the page of one is {opened[0].folder / 'report.html'}")
+    else:
+        _report(opened[0], as_json)
+
+
+def _report(run: Any, as_json: bool) -> None:
+    """One run: its page anew, as far as the run has got, and its summary."""
+    from . import screen
+    from .report import write_report
+    from .run import summary
+
+    page = write_report(run)
+    try:
+        found = summary(run)
+    except RecipeError as error:
+        raise RecipeError(*error.faults, f"what there is of it, is in {page}") from None
+    compared = run.read("ablation.json") if (run.folder / "ablation.json").is_file() else None
     if as_json:
         print(json.dumps({**found, "ablation": compared} if compared else found))
         return
     screen.print_summary(found)
     if compared:
         screen.print_ablation(compared)
+
+
+def _compare(runs: list[Any], file: Path, as_json: bool) -> None:
+    """Several runs: their scores after training in a table, and a page with all that differs."""
+    from . import screen
+    from .report import after, write_compared
+
+    scores, page = after(runs), write_compared(runs, file)
+    if as_json:
+        print(json.dumps(scores))
+        return
+    screen.print_compared(scores)
+    typer.echo(f"Side by side: {page}")
 
 
 @app.command(context_settings=FIELDS)

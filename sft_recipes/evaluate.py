@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .replies import parse
 from .scores import MANNER, distinct, manner_of
@@ -73,7 +75,8 @@ def generate(
 ) -> list[list[int]]:
     """Greedy continuations, each up to and including its stop token or cut at the limit.
 
-    Prompts of similar length share a batch, padded on the left.
+    Prompts of similar length share a batch, padded on the left. Where each process holds a part of the weights, all of them call
+    this together, each with prompts of its own, as many as it has.
 
     Args:
         prompts: token ids, one list per prompt.
@@ -86,21 +89,35 @@ def generate(
         the new ids of each prompt, in the order of `prompts`.
     """
     stops = sorted(stop_ids)
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops, pad_token_id=pad_id)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     replies: list[list[int]] = [[]] * len(prompts)
     training = model.training
     model.eval()
-    batches = range(0, len(order), batch_size)
-    for start in tqdm(batches, desc=desc, disable=None, delay=2, leave=False):
-        chosen = order[start : start + batch_size]
-        ids, mask = _left_padded([prompts[i] for i in chosen], pad_id)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    together = _in_parts(model)
+    if together:  # a process that is done takes part in the others' forward passes, with a batch of no prompts
+        batches += [[]] * (max(gather_object([len(batches)])) - len(batches))
+    for chosen in tqdm(batches, desc=desc, disable=None if _first() else True, delay=2, leave=False):
+        ids, mask = _left_padded([prompts[i] for i in chosen] or [stops[:1]], pad_id)
         inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-        out = model.generate(**inputs, generation_config=config, streamer=streamer)
-        for i, new in zip(chosen, out[:, ids.shape[1] :].tolist(), strict=True):
+        limit = max_new_tokens if chosen else 1
+        config = GenerationConfig(max_new_tokens=limit, do_sample=False, eos_token_id=stops, pad_token_id=pad_id)
+        out = model.generate(**inputs, generation_config=config, streamer=streamer, synced_gpus=together)
+        for i, new in zip(chosen, out[: len(chosen), ids.shape[1] :].tolist(), strict=True):
             replies[i] = _until_stop(new, set(stops))
     model.train(training)
     return replies
+
+
+def _first() -> bool:
+    """Whether this is the only process, or the first of several: they share a terminal."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def _in_parts(model: PreTrainedModel) -> bool:
+    """Whether each process holds a part of the weights, so that a forward pass waits for all of them (FSDP2, ZeRO-3)."""
+    sharded = is_deepspeed_zero3_enabled() or any(isinstance(module, FSDPModule) for module in model.modules())
+    return sharded and torch.distributed.is_initialized()
 
 
 def _left_padded(prompts: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,10 +70,23 @@ def spread(chosen: Tensor, count: int = CONTEXT) -> Tensor:
     return found.view_as(chosen)
 
 
-def token_losses(
-    model: nn.Module, head: nn.Module, inputs: dict[str, Any], shown: Tensor, fused: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Negative log-likelihood of tokens, in nats: float32 `(batch, length - 1)`, 0 where not `shown`.
+class Scored(NamedTuple):
+    """Predictions held against what follows.
+
+    Attributes:
+        losses: negative log-likelihood of each token, in nats: float32 `(batch, length - 1)`, 0 where it was not asked for.
+        balance: the load-balancing loss of the routers, a scalar, where a model of experts was asked for it.
+        top: where no gradient is recorded, which tokens the model holds for the likeliest: bools of the same shape, false where it was
+            not asked for. In training nobody asks, and it would take as long as a quarter of the loss.
+    """
+
+    losses: Tensor
+    balance: Tensor | None
+    top: Tensor | None
+
+
+def token_losses(model: nn.Module, head: nn.Module, inputs: dict[str, Any], shown: Tensor, fused: bool = False) -> Scored:
+    """What a model's prediction of each token costs.
 
     Args:
         model: called with what is its own of `inputs`; may be wrapped (PEFT, DDP).
@@ -81,9 +94,6 @@ def token_losses(
         inputs: a batch with `input_ids` and `labels` of shape `(batch, length)`; of packed rows with `subtree_end` also.
         shown: bools `(batch, length - 1)`, the predictions to score.
         fused: through TRL's head, which was put on the model.
-
-    Returns:
-        the losses; and the load-balancing loss of the routers, a scalar, where a model of experts was asked for it.
     """
     known = {key: value for key, value in inputs.items() if key not in OURS}
     targets = torch.where(supervised(inputs), inputs["labels"][:, 1:], inputs["input_ids"][:, 1:])
@@ -91,13 +101,16 @@ def token_losses(
         labels = nn.functional.pad(torch.where(shown, targets, IGNORED), (1, 0), value=IGNORED)
         with laid_out(inputs):
             output = model(**known, labels=labels, use_cache=False, fused_lm_head=True)
-        return -output.log_probs, output.aux_loss
+        return Scored(-output.log_probs, output.aux_loss, None if torch.is_grad_enabled() else output.is_top1.bool())
     with _shown_only(head, shown), laid_out(inputs):
         output = model(**known, use_cache=False)
     losses = cross_entropy(output.logits[0].float(), targets[shown], reduction="none")
+    top = None
+    if not torch.is_grad_enabled():
+        top = torch.zeros_like(shown).masked_scatter(shown, output.logits[0].argmax(-1) == targets[shown])
     # `masked_scatter` keeps a micro-batch in which nothing is shown connected to the model: its gradient is zero
     losses = torch.zeros(shown.shape, device=losses.device).masked_scatter(shown, losses)
-    return losses, getattr(output, "aux_loss", None)
+    return Scored(losses, getattr(output, "aux_loss", None), top)
 
 
 @contextmanager

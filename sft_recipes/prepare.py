@@ -14,14 +14,17 @@ from typing import Any
 
 from .data import reading as data
 from .data.reading import Conversation
+from .data.retained import is_text, load_retained
 from .evaluate import Question
 from .recipe import Recipe, RecipeError, SupervisionError, sources
-from .rows import Supervision, balance, build_rows
+from .rows import IGNORED, Supervision, balance, build_rows
 from .turns import Supervisor, Turn, stop_ids
 from .turns.dataset import supervise_all
 from .turns.turn import collector_paused
 from .weights import load_tokenizer
 from .weights.templates import fingerprint
+
+MEASURED = 200  # conversations or texts of the data to be kept, at most
 
 
 @dataclass
@@ -55,6 +58,8 @@ class Prepared:
         train, held_out: conversations, turns, rows, and the account of them.
         questions: every learned turn of the held-out conversations.
         stop_ids: every stop token found in either part.
+        retained: what is measured of the data to be kept; `None` where the recipe names none.
+        replayed: what is trained of them, beside `train`; `None` without a `mix`.
     """
 
     recipe: Recipe
@@ -63,6 +68,31 @@ class Prepared:
     held_out: Part
     questions: list[Question]
     stop_ids: set[int]
+    retained: Part | None = None
+    replayed: Part | None = None
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Everything that is trained: `train`, then what is replayed; all with `loss_weights` where any has them."""
+        rows = self.train.rows + (self.replayed.rows if self.replayed else [])
+        if not any("loss_weights" in row for row in rows):
+            return rows
+        return [{"loss_weights": [float(label != IGNORED) for label in row["labels"]], **row} for row in rows]
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Of these rows."""
+        return sum(part.supervision.supervised_tokens for part in (self.train, self.replayed) if part)
+
+    @property
+    def replay(self) -> dict[str, Any]:
+        """What is replayed, in numbers; its `share` is that of the supervised tokens. Empty without a `mix`."""
+        if self.replayed is None:
+            return {}
+        account = self.replayed.supervision
+        share = round(account.supervised_tokens / self.supervised_tokens, 4)
+        counts = {"conversations": account.conversations, "supervised_tokens": account.supervised_tokens}
+        return {"mix": self.recipe.mix, **counts, "share": share}
 
     @property
     def chat_template_hash(self) -> str:
@@ -102,8 +132,9 @@ def prepare(
     if not faults:
         faults += [_nothing_left(name, p) for name, p in zip(("training", "held-out"), parts, strict=True) if not p.rows]
     data.raise_faults(faults)
+    kept = _to_be_kept(trainer_class, recipe, tokenizer, max_length, parts[0].supervision.supervised_tokens, sample)
     stops = {stop for part in parts for turns in part.turns for stop in stop_ids(turns)}
-    return Prepared(recipe, tokenizer, parts[0], parts[1], list(_questions(parts[1])), stops)
+    return Prepared(recipe, tokenizer, parts[0], parts[1], list(_questions(parts[1])), stops, *kept)
 
 
 def prepare_held_out(trainer_class: Any, recipe: Recipe, max_length: int | None) -> Prepared:
@@ -153,6 +184,38 @@ def _conversations(
     return train, data.load(sources(recipe.held_out), convert)
 
 
+def _to_be_kept(
+    trainer_class: Any, recipe: Recipe, tokenizer: Any, max_length: int | None, learned: int, sample: int | None
+) -> tuple[Part | None, Part | None]:
+    """What of the `retain` data is measured, and what is replayed: as many supervised tokens as make `mix` of all.
+
+    Which conversations these are depends on what they say alone, so that a run with replay is measured on the same as one without.
+
+    Raises:
+        RecipeError: every fault of these data.
+    """
+    if recipe.retain is None:
+        return None, None
+    faults: list[str] = []
+    pool, measured = data.split(load_retained(sources(recipe.retain), trainer_class.conversation), MEASURED)
+    retained = _part(measured, len(measured), _judged(recipe), tokenizer, max_length, faults)
+    if not faults and not retained.rows:
+        faults.append(_nothing_left("retained", retained))
+    data.raise_faults(faults)
+    if not recipe.mix:
+        return retained, None
+    pool, wanted, taken = sorted(_spread(pool, sample), key=data.fingerprint), recipe.mix / (1 - recipe.mix) * learned, 0
+    replayed: list[Conversation] = []
+    for conversation, turns in zip(pool, _supervised(pool, recipe, tokenizer, max_length), strict=True):
+        if taken >= wanted:
+            break
+        replayed.append(conversation)
+        taken += sum(len(turn.completion_ids) for turn in turns) if isinstance(turns, list) else 0
+    part = _part(replayed, len(replayed), recipe, tokenizer, max_length, faults)
+    data.raise_faults(faults)
+    return retained, part
+
+
 def _spread(conversations: list[Conversation], sample: int | None) -> list[Conversation]:
     """At most `sample` of the conversations, evenly spread over all of them."""
     if sample is None or len(conversations) <= sample:
@@ -175,9 +238,7 @@ def _part(
     max_length: int | None,
     faults: list[str],
 ) -> Part:
-    options = dict(last_turn_only=recipe.last_turn_only, allow_control_tokens=recipe.allow_control_tokens)
-    supervisor = Supervisor(tokenizer, **options, **recipe.template_kwargs)
-    found = supervise_all(supervisor, [(c["messages"], c["tools"]) for c in conversations], cache_folder())
+    found = _supervised(conversations, recipe, tokenizer, max_length)
     known = [(c["source"], turns) for c, turns in zip(conversations, found, strict=True)]
     faults += [f"{source}, {fault}" for source, turns in known if isinstance(turns, SupervisionError) for fault in turns.faults]
     supervised = [(source, turns) for source, turns in known if isinstance(turns, list)]
@@ -187,6 +248,23 @@ def _part(
     if built:
         _or_faults(faults, balance, learned_turns, rows, supervision, recipe.mask)
     return Part(read, conversations, learned_turns, rows, supervision)
+
+
+def _supervised(conversations: list[Conversation], recipe: Recipe, tokenizer: Any, max_length: int | None) -> list[Any]:
+    """Each conversation's turns, or the `SupervisionError` that says what is wrong with it."""
+    options = dict(last_turn_only=recipe.last_turn_only, allow_control_tokens=recipe.allow_control_tokens)
+    supervisor = Supervisor(tokenizer, **options, **recipe.template_kwargs)
+    spoken = [(c["messages"], c["tools"]) for c in conversations if not is_text(c)]
+    found = iter(supervise_all(supervisor, spoken, cache_folder()))
+    return [_text_turns(c, tokenizer, max_length) if is_text(c) else next(found) for c in conversations]
+
+
+def _text_turns(text: Conversation, tokenizer: Any, max_length: int | None) -> list[Turn]:
+    """A plain text, learned from its second token on, in pieces of `max_length` tokens."""
+    ids = tokenizer(text["messages"][0]["content"])["input_ids"]
+    size = max_length or len(ids) or 1
+    pieces = (ids[start : start + size] for start in range(0, len(ids), size))
+    return [Turn(piece[:1], piece[1:], 0) for piece in pieces if len(piece) > 1]
 
 
 def _nothing_left(name: str, part: Part) -> str:

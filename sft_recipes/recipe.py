@@ -98,7 +98,15 @@ class Recipe:
             so that each holds `per_device_train_batch_size` conversations on average, and the steps stay.
         loraplus_lr_ratio: LoRA+ (arXiv 2402.12354): the learning rate of LoRA's B is this many times that of A; `None` for LoRA.
         bad_step: a step whose loss or gradient is not finite, or whose gradient explodes, will `stop` the run or is to `skip`.
-        primary: the score that says whether the run worked; one of the names that `score` returns, or `eval_loss`.
+        primary: the score that says whether the run worked, and which checkpoint is kept (of equal ones that with the lower held-out
+            loss; `metric_for_best_model` names another); one of the names that `score` returns, or `eval_loss`.
+        patience: so many evaluations without a better score end the training; `None` for none.
+        retain: what the model is to keep: conversations, or rows with a `text`, as `data` has them. A fifth, 200 at most, chosen by
+            content, is measured at each evaluation: mean loss, and the share of tokens that would be the model's own choice.
+        max_rise: of the loss on `retain`, in nats per token, over what it was before training.
+        forgetting: above `max_rise`, `warn`, or `stop`: training ends, and no checkpoint beyond it is kept.
+        mix: the share of the supervised training tokens that are replayed, 0 to below 1: taken from what of `retain` is not measured.
+        loss_hint: a training loss, in nats, that a run which learns is below at its end; above it, it is told what to look at.
         max_new_tokens: limit of a generated turn in evaluation, in tokens.
         base: what an adapter of quantised weights is merged into: `trained`: the weights that those stand for, which it was trained
             on; `original`: the checkpoint; `measured`: both, and the one with the lower held-out loss is kept.
@@ -136,6 +144,12 @@ class Recipe:
     loraplus_lr_ratio: float | None = None
     bad_step: str = "stop"
     primary: str = "eval_loss"
+    patience: int | None = None
+    retain: Data | None = None
+    max_rise: float = 0.1
+    forgetting: str = "warn"
+    mix: float = 0.0
+    loss_hint: float | None = None
     max_new_tokens: int = 512
     base: str = "trained"
     max_kl: float = 1e-3

@@ -1,19 +1,22 @@
 """The run folder, `runs/<recipe>/`: what is in it, and how it is written.
 
 recipe.json      everything resolved: recipe, configuration, versions, hashes of the data and of the base; the run it started from
-metrics.json     scores before and after, the merge proof, the account of the supervision
-samples.jsonl    every generation, before and after
-history.jsonl    everything logged during training, step by step
+metrics.json     scores before and after, which checkpoint was kept, the merge proof, the account of the supervision
+samples.jsonl    every generation: before, after, and at the end where an earlier checkpoint was kept
+history.jsonl    everything logged during training, step by step, evaluations among it
+rows.jsonl       three training rows, token by token, with their mask
+report.html      all of it on one page
 checkpoints/     the trainer's own
 adapter/         the trained adapter, as PEFT loads it
 merged/          the deployable folder
-wandb/           the offline run, where the person is not logged in
+wandb/           the offline run, where the person is not logged in; tensorboard/ where --report_to tensorboard asks for it
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,8 +24,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .excerpt import right, spoken
+from .public import public
 from .recipe import RecipeError, nearest
-from .scores import MANNER
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,14 @@ class Run:
 
     def write(self, name: str, content: Any) -> None:
         """Write one JSON file, whole or not at all."""
-        self._replace(name, json.dumps(content, indent=2, ensure_ascii=False, default=_plain) + "\n")
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False, default=_plain) + "\n")
 
     def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Write one JSON object a line, whole or not at all."""
-        self._replace(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        self.write_text(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
-    def _replace(self, name: str, text: str) -> None:
+    def write_text(self, name: str, text: str) -> None:
+        """Write one file as it is, whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = self.folder / f".{name}.unfinished"
         unfinished.write_text(text, encoding="utf-8")
@@ -73,7 +78,8 @@ class Run:
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
         """One of the run's files of one JSON object a line."""
-        return [json.loads(line) for line in (self.folder / name).read_text(encoding="utf-8").splitlines()]
+        text = (self.folder / name).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.split("\n") if line]  # a reply may hold what `splitlines` takes for the end of one
 
     def set_aside(self) -> Path | None:
         """Move an earlier run of the same name to `<name>.1`, `.2`, ...: nothing finished is overwritten."""
@@ -114,7 +120,7 @@ def describe(resolved: Any, prepared: Any, layout: Any, base: dict[str, Any]) ->
     for name in ("adapter", "quantization"):
         if recipe[name] is not None:
             recipe[name] = getattr(resolved.recipe, name).to_dict()
-    return {
+    found = {
         "recipe": resolved.name,
         "scale": resolved.scale,
         "overrides": resolved.overrides,
@@ -122,28 +128,53 @@ def describe(resolved: Any, prepared: Any, layout: Any, base: dict[str, Any]) ->
         "config": resolved.config.to_dict(),
         "base": base,
         "from": resolved.origin,
-        "data": {"train": prepared.train.hash, "held_out": prepared.held_out.hash},
+        "data": {name: part.hash for name in ("train", "held_out", "retained", "replayed") if (part := getattr(prepared, name))},
         "chat_template": prepared.chat_template_hash,
         "layout": layout.as_dict(),
-        "versions": {library: version(library) for library in LIBRARIES},
+        "versions": {"python": platform.python_version(), **{library: version(library) for library in LIBRARIES}},
+        "hardware": hardware(),
     }
+    return public(found)
+
+
+def hardware() -> str:
+    """What this process trains on, in words."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
 def summary(run: Run, samples: int = 3) -> dict[str, Any]:
-    """What a person wants to know of a finished run: scores, a few generations, the proof, where everything is."""
+    """What a person wants to know of a finished run: scores, what was kept and why, a few generations, the proof, where everything is.
+
+    Args:
+        samples: generations after training: one of the wrong ones, if there are, the others right.
+    """
     metrics = run.read("metrics.json")
-    after = [sample for sample in run.read_lines("samples.jsonl") if sample["stage"] == "after"]
-    chosen = after[:: max(1, len(after) // samples)][:samples]
+    lines = run.read_lines("samples.jsonl") if (run.folder / "samples.jsonl").is_file() else []
+    after = [_read_out(sample, metrics["primary"]) for sample in lines if sample["stage"] == "after"]
+    wrong = [sample for sample in after if sample["right"] is False]
+    others = _spread([sample for sample in after if sample["right"] is not False], samples - bool(wrong))
+    wrong = _spread(wrong, samples - len(others))
+    page = run.folder / "report.html"
     return {
         **{key: metrics[key] for key in ("primary", "before", "after", "merge")},
-        "samples": [_read_out(sample, metrics["primary"]) for sample in chosen],
+        **{key: metrics[key] for key in ("best", "curves", "retain", "end") if key in metrics},
+        "samples": others[:1] + wrong + others[1:],
         "run": str(run.folder),
         "merged": str(run.merged),
+        "report": str(page) if page.is_file() else None,
     }
 
 
+def _spread(samples: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    return samples[:: max(1, len(samples) // max(1, count))][:count]
+
+
 def _read_out(sample: dict[str, Any], primary: str) -> dict[str, Any]:
-    """A sample short enough to read: what was asked, the reply, whether it was right; a manner is neither right nor wrong."""
-    right = primary in MANNER or sample["scores"].get(primary, 1.0) == 1.0
+    """A sample short enough to read: what was asked, the reply, the reference, whether it was right (`None`: the score does not tell)."""
     where = f"{Path(sample['source']).name}, message {sample['message_index']}"
-    return {"source": where, "asked": sample["asked"][-400:], "reply": sample["reply"], "right": right}
+    said = {"asked": sample["asked"][-400:], "reply": sample["reply"], "reference": spoken(sample.get("expected", {}))}
+    return {"source": where, **said, "right": right(sample["scores"], primary)}

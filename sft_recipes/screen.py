@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Column, Table
 from rich.text import Text
 
 from .ablation import Comparison, over_steps, parts
 from .config import Resolved
+from .excerpt import contrasted, excerpt
 from .preflight import PARTS, Report, tables
 from .prepare import Prepared
 from .recipe import RecipeError
-from .scores import LOWER
+from .scores import LOWER, MANNER
 from .show.listing import CONTEXT, coloured, legend, shifted
 from .show.page import write_page
 from .show.view import Reader
@@ -74,7 +76,7 @@ def print_row(prepared: Prepared, number: int, html: Path | None) -> None:
     Raises:
         RecipeError: there is no such row, or the file cannot be written.
     """
-    rows = prepared.train.rows
+    rows = prepared.rows
     if not 0 <= number < len(rows):
         raise RecipeError(f"--row {number}: there are {len(rows)} training rows, 0 to {len(rows) - 1}")
     reader = Reader(prepared.tokenizer, prepared.stop_ids)
@@ -144,24 +146,97 @@ def print_compared(scores: Mapping[str, Mapping[str, float]]) -> None:
     out.print(table)
 
 
+SUMMARY_LINES, SCORES_SHOWN = 20, 5
+
+
 def print_summary(summary: dict[str, Any]) -> None:
-    """The end of a run: scores before and after, three generations, the proof, and what to type next."""
-    table = Table("held-out", "before", "after", box=None, pad_edge=False)
-    for name, after in summary["after"].items():
-        before, style = summary["before"][name], "bold" if name == summary["primary"] else ""
-        table.add_row(name, _score(name, before), Text(_score(name, after), style))
-    out.print(table)
-    for sample in summary["samples"]:
-        said = Text("\n").join([Text(sample["asked"], CONTEXT), Text(sample["reply"], "green" if sample["right"] else "red")])
-        out.print(Panel(said, title=Text(f"{sample['source']}"), title_align="left", border_style="dim"))
-    proof = summary["merge"]
-    if proof:
-        print_proof(proof)
-    if not proof or proof["faults"]:  # it was refused, or stopped on the way
-        out.print(Text("Not deployed. ", "bold red").append("Next: ", "not bold").append(f"make merge RUN={summary['run']}", "bold"))
-        return
-    out.print(Text("Deployable folder: ").append(summary["merged"], "bold"))
-    out.print(Text("Next: ").append(f"make chat RUN={summary['run']}", "bold"))
+    """The end of a run in twenty lines of eighty columns: scores, what was kept, overfitting, forgetting, generations, proof, what next.
+
+    The generations get the lines that are left, one at least, three at most.
+    """
+    said = [*_judged(summary)]
+    end = [*_proven(summary["merge"]), *_next(summary)]
+    taken = 1 + _scores_shown(summary) + sum(len(out.render_lines(line)) for line in said + end)
+    out.print(_before_and_after(summary), *said, sep="\n")
+    for sample in summary["samples"][: max(1, (SUMMARY_LINES - taken) // 2)]:
+        _print_generation(sample)
+    out.print(*end, sep="\n")
+
+
+def _judged(summary: dict[str, Any]) -> list[Text]:
+    """Which checkpoint was kept and why, whether it overfits, what it forgot; in yellow where a person should look twice."""
+    best, curves, retain = (summary.get(key) or {} for key in ("best", "curves", "retain"))
+    sentences = [
+        (best.get("said"), 3, best.get("agree") is False),
+        (curves.get("said"), 3, bool(curves.get("overfitting"))),
+        (retain.get("said"), 2, retain.get("rise", 0) > retain.get("max_rise", math.inf)),
+    ]
+    return [Text(excerpt(said, lines * out.width - 10), "yellow" if alarming else "") for said, lines, alarming in sentences if said]
+
+
+def _whole_scores(summary: dict[str, Any]) -> list[str]:
+    """The scores with a line of their own, in order: the primary and the loss always, no parts of a score, not many."""
+    after, primary = summary["after"], summary["primary"]
+    own = [name for name in after if name not in MANNER or name == primary]
+    whole = [name for name in own if not any(name.startswith(f"{other}_") for other in own)]
+    first = sorted(whole, key=lambda name: (name != primary, name != "eval_loss"))[:SCORES_SHOWN]
+    return [name for name in whole if name in first]
+
+
+def _scores_shown(summary: dict[str, Any]) -> int:
+    """Lines of the table below its heading."""
+    return max(len(_whole_scores(summary)) + bool(summary.get("retain")), len([name for name in MANNER if name in summary["after"]]))
+
+
+def _before_and_after(summary: dict[str, Any]) -> Table:
+    """The scores, with what was forgotten below them; beside both, how the replies are said."""
+    before, after, primary = summary["before"], summary["after"], summary["primary"]
+    left = [_compared(name, before.get(name), after[name], "bold" if name == primary else "") for name in _whole_scores(summary)]
+    if retain := summary.get("retain"):
+        left.append(_compared("retain loss", retain.get("before", {}).get("loss"), retain.get("after", {}).get("loss"), ""))
+    right = [_compared(name, before.get(name), after[name], "") for name in MANNER if name in after and name != primary]
+    columns = ["held-out", "before", "after", *(["  manner", "before", "after"] if right else [])]
+    table = Table(*(Column(name, no_wrap=True) for name in columns), box=None, pad_edge=False)
+    for scores, manner in zip_longest(left, right, fillvalue=[Text()] * 3):
+        table.add_row(*scores, *([Text("  ") + manner[0], *manner[1:]] if right else []))
+    return table
+
+
+def _compared(name: str, before: float | None, after: float | None, style: str) -> list[Text]:
+    shown = ["-" if value is None else _score(name, value) for value in (before, after)]
+    return [Text(excerpt(name, 30), style), Text(shown[0]), Text(shown[1], style)]
+
+
+def _print_generation(sample: dict[str, Any]) -> None:
+    """What was asked and what came back, a line each."""
+    label, style = {True: ("right", "green"), False: ("wrong", "red"), None: ("reply", "")}[sample["right"]]
+    columns = out.width - len("asked  ")
+    reply = contrasted(sample["reply"], sample["reference"], columns)[0] if label == "wrong" else excerpt(sample["reply"], columns)
+    out.print(Text.assemble(("asked  ", CONTEXT), (excerpt(sample["asked"], columns, last=True), CONTEXT)))
+    out.print(Text.assemble((f"{label}  ", CONTEXT), (reply, style)))
+
+
+def _proven(proof: dict[str, Any]) -> list[Text]:
+    """In two or three lines that the deployed folder is the trained model, or why it is not."""
+    if proof.get("faults"):
+        return [Text(excerpt("; ".join(proof["faults"]), 3 * out.width - 15), "red")]
+    if "kl" not in proof:
+        return []
+    loss = f" loss {proof['loss']:.4f}, trained {proof['trained_loss']:.4f};" if "loss" in proof else ""
+    equal = "equal" if proof["generations_equal"] else "not all equal"
+    said = f"KL {proof['kl']:.1e} per token, at most {proof['max_kl']:.1e};{loss} {proof['generations']} generations {equal}"
+    return [Text(f"Deployed = trained, in a fresh process: {said}, {proof['stops']:.0%} stop by themselves.")]
+
+
+def _next(summary: dict[str, Any]) -> list[Text]:
+    """Where everything is, and what to type."""
+    proof, page = summary["merge"], summary.get("report")
+    read = Text(", and open ").append(page, "bold") if page else Text()
+    if not proof or proof.get("faults"):  # it was refused, or stopped on the way
+        command = Text(f"make merge RUN={summary['run']}", "bold")
+        return [Text.assemble(("Not deployed. ", "bold red"), "Next: ", command, read)]
+    deployed = Text("Deployable folder: ").append(summary["merged"], "bold")
+    return [deployed, Text.assemble("Next: ", (f"make chat RUN={summary['run']}", "bold"), read)]
 
 
 def print_proof(proof: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import math
 import sys
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -21,13 +22,14 @@ from . import attention
 from .attention.sharing import prove
 from .batches import collated
 from .guards import SHOWN, FirstSteps, Guard, blame
-from .loss import context, loss_weights, per_conversation, real, spread, supervised, token_losses
+from .loss import Scored, context, loss_weights, per_conversation, real, spread, supervised, token_losses
 from .optim.groups import parameter_groups
 from .optim.neftune import Neftune
 from .optim.schedule import schedule
 from .recipe import Recipe, RecipeError
 from .rows.grouping import LengthGrouped
 from .tally import Tally
+from .unprepared import still_unprepared
 
 COLUMNS = ("source", "sources", "loss_weights", "position_ids", "subtree_end", "owner")  # of our rows, beside TRL's
 
@@ -57,6 +59,8 @@ class StepTrainer(SFTTrainer):
         self._noise = Neftune(self.model, self.neftune_noise_alpha)
         self.neftune_noise_alpha = None  # or upstream adds its own
         self._tally, self._evaluated = Tally(), Tally()
+        self.token_accuracy = 0.0  # of the newest evaluation
+        self._since, self._paused = 0.0, 0.0  # seconds: when the first step since the last log began, and spent in evaluations since
         self._batches: list[dict[str, Any]] = []
         self._step_loss: Any = 0.0
         self._step_weight: Any = 1.0
@@ -91,6 +95,8 @@ class StepTrainer(SFTTrainer):
         if not batch_samples:
             return None
         self._batches, self._step_loss = batch_samples, 0.0
+        if not self._since:
+            self._since, self._paused = perf_counter(), 0.0
         mine = torch.stack([loss_weights(batch).sum() for batch in batch_samples]).sum().to(device)
         self._step_weight = self.accelerator.reduce(mine, "sum") / self._copies
         if not self._step_weight > 0:
@@ -107,7 +113,7 @@ class StepTrainer(SFTTrainer):
         sample = spread(unlearned)
         lengths = attention.path_lengths(inputs) if self._noise.alpha else None
         with self._noise.during(inputs, lengths):
-            losses, balance = self._token_losses(model, inputs, sample)
+            losses, balance, _ = self._token_losses(model, inputs, sample)
         self._tally.add(loss=losses * supervised(inputs), unlearned=unlearned, sample=sample, sample_loss=losses * sample)
         everywhere = loss_weights(inputs).sum() * self._replicas if num_items_in_batch is None else num_items_in_batch
         loss = (losses * loss_weights(inputs)).sum() * self._replicas / everywhere
@@ -116,8 +122,8 @@ class StepTrainer(SFTTrainer):
         self._step_loss = self._step_loss + loss.detach()
         return (loss, None) if return_outputs else loss
 
-    def _token_losses(self, model: Any, inputs: dict, others: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The loss of each supervised token, and of some others."""
+    def _token_losses(self, model: Any, inputs: dict, others: Tensor | None = None) -> Scored:
+        """What each supervised token costs, and some others."""
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         shown = supervised(inputs) if others is None else supervised(inputs) | others
         asked = {**inputs, "output_router_logits": True} if self.aux_loss_enabled else inputs
@@ -139,18 +145,23 @@ class StepTrainer(SFTTrainer):
         """One batch of an evaluation: every supervised token counts alike, and a row that fills up the last batch not at all."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            losses = self._token_losses(model, inputs)[0]
-        each = torch.stack([per_conversation(values, inputs) for values in (losses, supervised(inputs).float())], dim=1)
+            losses, _, top = self._token_losses(model, inputs)
+        assert top is not None  # without gradients it is there
+        each = torch.stack([per_conversation(values.float(), inputs) for values in (losses, supervised(inputs), top)], dim=1)
         each = self.accelerator.gather_for_metrics(each)
-        self._evaluated.add(loss=each[:, 0], tokens=each[:, 1])
+        self._evaluated.add(loss=each[:, 0], tokens=each[:, 1], top=each[:, 2])
         return (each[:, 0].sum() / each[:, 1].sum()).detach(), None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """transformers', with `eval_loss` the mean over all supervised tokens, in nats, whatever the batches."""
-        self._evaluated = Tally()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        """transformers', with `eval_loss` the mean over all supervised tokens, in nats, whatever the batches; and `token_accuracy`,
+        the share of them that are the model's own first choice."""
+        self._evaluated, began = Tally(), perf_counter()
+        with still_unprepared(self):
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         sums = self._evaluated.taken(lambda everywhere: everywhere, self.accelerator.device)  # gathered already
         output.metrics[f"{metric_key_prefix}_loss"] = sums["loss"] / sums["tokens"]
+        self.token_accuracy = sums["top"] / sums["tokens"]
+        self._paused += perf_counter() - began
         return output
 
     # The optimiser
@@ -190,10 +201,12 @@ class StepTrainer(SFTTrainer):
         sums = self._tally.taken(lambda mine: self.accelerator.reduce(mine, "sum"), self.accelerator.device)
         if not sums.get("steps"):
             return {}
+        seconds, self._since = perf_counter() - self._since - self._paused, 0.0
         rest = sums["unlearned"] * sums["sample_loss"] / sums["sample"] if sums["sample"] else 0.0
         return {
             "loss_all": (sums["loss"] + rest) / (sums["supervised"] + sums["unlearned"]),
             "supervised_tokens_per_step": sums["supervised"] / sums["steps"],
+            "supervised_tokens_per_second": sums["supervised"] / seconds,
             "examples_per_step": sums["examples"] / sums["steps"],
             "padding_share": 1 - sums["tokens"] / sums["positions"],
         }
@@ -223,7 +236,7 @@ class StepTrainer(SFTTrainer):
     def _share_and_mean(self, model: Any, inputs: dict) -> tuple[Tensor, Tensor]:
         """What a batch adds to the loss of the step, and its own loss."""
         with self.compute_loss_context_manager():
-            total = (self._token_losses(model, inputs)[0] * loss_weights(inputs)).sum()
+            total = (self._token_losses(model, inputs).losses * loss_weights(inputs)).sum()
         return total / self._step_weight, (total / loss_weights(inputs).sum()).detach()
 
     def _kept(self) -> str:

@@ -10,21 +10,26 @@ from typing import Any
 
 from peft import PeftModel
 
-from . import evaluate as judging
 from . import export, tracking
 from .config import RecipeConfig as RecipeConfig
 from .config import Resolved, resolve
+from .evaluate import Sample
+from .judged import Judged, JudgedTrainer
 from .preflight import Layout, Report, check
 from .prepare import Prepared
 from .progress import told_in_lines
 from .recipe import Recipe, RecipeError
+from .report import write_report
 from .rows import dataset
 from .run import Run, describe
-from .step import StepTrainer
+from .show.examples import examples
+from .show.view import Reader
+from .verdict.curves import curves
+from .verdict.forgetting import forgetting
 from .weights import adapter, base_of, load_adapter, load_base, save_adapter, settle, trainable
 
 
-class RecipeTrainer(StepTrainer):
+class RecipeTrainer(JudgedTrainer):
     """An `SFTTrainer` whose rows, labels, evaluation and export come from a recipe.
 
     A recipe subclasses it once and sets `recipe`. Its hooks, all optional and all static:
@@ -46,13 +51,9 @@ class RecipeTrainer(StepTrainer):
     def conversation(row: dict) -> dict:
         return row
 
-    @staticmethod
-    def score(reply: dict, expected: dict) -> dict[str, float]:
-        return {}
-
     def __init__(self, model: Any, resolved: Resolved, prepared: Prepared, layout: Layout | None = None):
         self.run = Run(Path(str(resolved.config.output_dir)))
-        self.resolved, self.prepared, self.layout = resolved, prepared, layout or Layout("none", "asked for")
+        self.resolved, self.layout = resolved, layout or Layout("none", "asked for")
         self.metrics: dict[str, Any] = {}
         args = copy.copy(resolved.config)
         args.output_dir = str(self.run.checkpoints)
@@ -63,111 +64,108 @@ class RecipeTrainer(StepTrainer):
         continued = isinstance(model, PeftModel)
         exact = trainable(model) if continued else None
         super().__init__(
-            prepared.recipe,
+            prepared,
             model=model,
             args=args,
-            train_dataset=dataset(packed.rows if packed is not None else prepared.train.rows),
-            eval_dataset=dataset(prepared.held_out.rows),
-            processing_class=prepared.tokenizer,
+            train_dataset=dataset(packed.rows if packed is not None else prepared.rows),
             peft_config=None if continued else adapter(prepared.recipe, prepared.tokenizer, model),
         )
         settle(self.model, exact)
         told_in_lines(self)
-        self._judging = False
-        self._samples: list[judging.Sample] = []
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Evaluate, train, evaluate, merge and prove; everything lands in the run folder, scores in `self.metrics`.
+        """Evaluate, train, evaluate what is kept, merge and prove; everything lands in the run folder, scores in `self.metrics`.
 
         Returns:
             transformers' `TrainOutput`, with the scores added to its `metrics`.
 
         Raises:
-            RecipeError: the deployed model is not the trained one, with everything that differs; or it cannot be written.
+            RecipeError: the deployed model is not the trained one, with everything that differs; or it cannot be written; or it forgot
+                more than the recipe allows.
         """
         if resume_from_checkpoint is True and not any(self.run.checkpoints.glob("checkpoint-*")):
             raise RecipeError(f"nothing to resume: no checkpoint in {self.run.checkpoints}")
-        if self.is_world_process_zero():
-            if not resume_from_checkpoint:
-                self.run.set_aside()
-            self.run.write("recipe.json", describe(self.resolved, self.prepared, self.layout, base_of(self.resolved.recipe)))
-        self.accelerator.wait_for_everyone()
+        self._describe(anew=not resume_from_checkpoint)
         with tracking.started(self):
-            before, samples = self.judge()
+            self.before = self.judge()
+            self.refuse_unknown_metric()
+            first = list(self.state.log_history)  # transformers begins a new one with the training
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-            after, learned = self.judge()
-            self.metrics = self._measured(before, after, output.metrics)
-            lines = self._write([("before", samples), ("after", learned)])  # kept, whatever becomes of the merge
-            self.metrics["merge"] = self._deploy(learned, lines)
-        if self.is_world_process_zero():
-            self.run.write("metrics.json", self.metrics)
+            end, history = self.newest, first + self.state.log_history
+            after = self.judge_apart()
+            other = end if end and end.step == self.state.global_step != self.kept_step else None
+            self.metrics = self._measured(self.before, after, other, history, output.metrics)
+            lines = self._write({"before": self.before, "end": other, "after": after}, history)  # kept, whatever becomes of the merge
+            self.refuse_forgotten(after)
+            self.metrics["merge"] = self._deploy(after.samples, lines)
+            self._report()
         self.accelerator.wait_for_everyone()
         export.refuse(self.metrics["merge"], self.run.merged)
-        return output._replace(metrics={**output.metrics, **{f"after_{name}": value for name, value in after.items()}})
+        return output._replace(metrics={**output.metrics, **{f"after_{name}": value for name, value in after.scores.items()}})
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """With the loss over the recipe's held-out rows go the scores of what the model generates, on all processes together."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self._judging:
-            self._samples = self._generated()
-            scores = judging.scores(self._samples)
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
-        return output
+    def _describe(self, anew: bool) -> None:
+        """What is about to be trained, into the run folder; what lies there of another run is moved away."""
+        if self.is_world_process_zero():
+            if anew:
+                self.run.set_aside()
+            self.run.write("recipe.json", describe(self.resolved, self.prepared, self.layout, base_of(self.resolved.recipe)))
+            self.run.write_lines("rows.jsonl", examples(Reader(self.processing_class, self.prepared.stop_ids), self.prepared.rows))
+        self.accelerator.wait_for_everyone()
 
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Loss and scores on the held-out conversations; on another dataset the loss alone.
-
-        Returns:
-            `eval_loss`, the mean over all supervised tokens in nats, and `eval_<score>` for each score of the recipe.
-        """
-        self._judging = eval_dataset is None
-        try:
-            return super().evaluate(eval_dataset, *args, **kwargs)
-        finally:
-            self._judging = False
-
-    def judge(self) -> tuple[dict[str, float], list[judging.Sample]]:
-        """The scores on the held-out conversations, with `eval_loss` among them, and the samples they come from."""
-        loss = self.evaluate()["eval_loss"]
-        return judging.scores(self._samples, eval_loss=loss), self._samples
-
-    def _generated(self) -> list[judging.Sample]:
-        """Every held-out turn as the model says it, on every process, in the order of the questions."""
-        questions, prepared = self.prepared.questions, self.prepared
-        mine = judging.share(questions, self.accelerator.process_index, self.accelerator.num_processes)
-        replies = judging.generate(
-            self.accelerator.unwrap_model(self.model),
-            [question.prompt_ids for question in mine],
-            prepared.stop_ids,
-            self.processing_class.pad_token_id,
-            prepared.recipe.max_new_tokens,
-        )
-        own = judging.judge(mine, replies, self.processing_class, prepared.stop_ids, self.score)
-        return judging.gathered(own, questions)
-
-    def _measured(self, before: dict[str, float], after: dict[str, float], trained: dict[str, float]) -> dict[str, Any]:
+    def _measured(
+        self, before: Judged, after: Judged, end: Judged | None, history: list[dict], trained: dict[str, float]
+    ) -> dict[str, Any]:
         """The content of `metrics.json`, but for the proof."""
+        prepared = self.prepared
         return {
-            "primary": self.prepared.recipe.primary,
-            "before": before,
-            "after": after,
+            "primary": prepared.recipe.primary,
+            "before": before.scores,
+            **({"end": end.scores} if end else {}),
+            "after": after.scores,
+            "best": self.best(history),
+            "curves": curves(history),
+            **self._retention(before, after, end),
             "merge": {},
-            "supervision": {p: getattr(self.prepared, p).supervision.as_dict() for p in ("train", "held_out")},
-            "stop_tokens": self.processing_class.convert_ids_to_tokens(sorted(self.prepared.stop_ids)),
+            "supervision": {p: getattr(prepared, p).supervision.as_dict() for p in ("train", "held_out")},
+            "stop_tokens": self.processing_class.convert_ids_to_tokens(sorted(prepared.stop_ids)),
             "train": trained,
             "steps": {"skipped": self.guard.skipped, "unmoved": self.unmoved},
         }
 
-    def _write(self, stages: list[tuple[str, list[judging.Sample]]]) -> list[dict[str, Any]]:
+    def _retention(self, before: Judged, after: Judged, end: Judged | None) -> dict[str, Any]:
+        """What became of the data to be kept, where the recipe names some, and how much of them was replayed."""
+        recipe, prepared = self.prepared.recipe, self.prepared
+        if prepared.retained is None:
+            return {}
+        size = (len(prepared.retained.rows), prepared.retained.supervision.supervised_tokens)
+        ends = end.retained if end else None
+        found = {"retain": forgetting(before.retained, after.retained, recipe.max_rise, *size, ends)}
+        return {**found, "replay": prepared.replay} if prepared.replayed else found
+
+    def _write(self, stages: dict[str, Judged | None], history: list[dict]) -> list[dict[str, Any]]:
         """Everything measured, into the run folder; the lines of `samples.jsonl`."""
-        lines = [{"stage": stage, **s.as_dict(self.processing_class)} for stage, samples in stages for s in samples]
+        steps = {"after": self.kept_step}
+        told = {stage: ({"stage": stage, "step": steps.get(stage, found.step)}, found.samples) for stage, found in stages.items() if found}
+        lines = [{**about, **s.as_dict(self.processing_class)} for about, samples in told.values() for s in samples]
         if self.is_world_process_zero():
             self.run.write("metrics.json", self.metrics)
             self.run.write_lines("samples.jsonl", lines)
-            self.run.write_lines("history.jsonl", self.state.log_history)
+            self.run.write_lines("history.jsonl", history)
         return lines
 
-    def _deploy(self, learned: list[judging.Sample], lines: list[dict[str, Any]]) -> dict[str, Any]:
+    def _report(self) -> None:
+        """The numbers with the proof, and the page that shows them; without the page, a run that is proven is still one."""
+        if not self.is_world_process_zero():
+            return
+        self.run.write("metrics.json", self.metrics)
+        try:
+            page = write_report(self.run)
+        except Exception as error:
+            self._warn(f"report.html was not written: {type(error).__name__}: {error}; sft-recipes report {self.run.folder} tries again")
+        else:
+            tracking.attach(self, page)
+
+    def _deploy(self, learned: list[Sample], lines: list[dict[str, Any]]) -> dict[str, Any]:
         """Save, merge and prove on the first process."""
         proof: dict[str, Any] = {}
         if self.is_world_process_zero():

@@ -139,14 +139,16 @@ def plant(trainer, row, value):
         trainer.model.get_input_embeddings().weight[token] = value
 
 
-def one_step(kind, folder, found=None, recipe=None, **config):
-    """The logged values and the gradients of one step.
+def one_step(kind, folder, found=None, recipe=None, evaluated=False, **config):
+    """The logged values and the gradients of one step; `evaluated`: after an evaluation, as a recipe's run begins.
 
     Returns:
         what the trainer logged, the gradient of each trained tensor, and the trainer.
     """
     gradients = Gradients()
     trainer = trainer_of(kind, folder, found, recipe, [gradients], **config)
+    if evaluated:
+        trainer.evaluate()
     trainer.train()
     return trainer.state.log_history[0], gradients.steps[0], trainer
 
@@ -156,7 +158,8 @@ if __name__ == "__main__":
     results = {}
     for kind in KINDS:
         with tempfile.TemporaryDirectory() as folder:
-            logs, gradients, trainer = one_step(kind, folder, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+            layout = dict(per_device_train_batch_size=4, gradient_accumulation_steps=2)
+            logs, gradients, trainer = one_step(kind, folder, evaluated=True, **layout)
             results[kind] = {"logs": logs, "gradients": gradients, "eval_loss": []}
             for layout in ({}, dict(padding_free=True, max_length=None)):
                 alone = trainer_of(kind, folder, found=rows(trainer.processing_class)[:13], per_device_eval_batch_size=3, **layout)

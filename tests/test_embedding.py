@@ -51,7 +51,7 @@ def trainer_of(own_recipes, tmp_path, chats):
 
 def deployed(trainer):
     """Deploys what was trained and holds it against the trained model, in this process."""
-    scores, samples = trainer.judge()
+    _, scores, samples, _ = trainer.judge()
     trainer.metrics = trainer._measured(scores, scores, {})
     trainer.run.write("recipe.json", describe(trainer.resolved, trainer.prepared, trainer.layout, base_of(trainer.resolved.recipe)))
     with pytest.MonkeyPatch.context() as patch:

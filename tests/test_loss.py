@@ -33,7 +33,7 @@ def test_each_token_costs_what_cross_entropy_over_all_logits_says(small_gemma, c
     inputs = batch()
     logits = small_gemma(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
     slow = cross_entropy(logits[:, :-1].transpose(1, 2), inputs["input_ids"][:, 1:], reduction="none") * chosen(inputs)
-    found, balance = token_losses(small_gemma, small_gemma.get_output_embeddings(), inputs, chosen(inputs))
+    found, balance, _ = token_losses(small_gemma, small_gemma.get_output_embeddings(), inputs, chosen(inputs))
     torch.testing.assert_close(found, slow, rtol=1e-5, atol=1e-5)
     assert balance is None
 
@@ -43,12 +43,12 @@ def test_losses_and_gradients_equal_trls_fused_head(small_gemma):
     from trl.trainer.utils import add_fused_lm_head
 
     inputs, head = batch(), small_gemma.get_output_embeddings()
-    ours, _ = token_losses(small_gemma, head, inputs, supervised(inputs))
+    ours, *_ = token_losses(small_gemma, head, inputs, supervised(inputs))
     ours.sum().backward()
     gradients = {name: p.grad.clone() for name, p in small_gemma.named_parameters() if p.grad is not None}
     small_gemma.zero_grad()
     add_fused_lm_head(small_gemma)
-    theirs, _ = token_losses(small_gemma, head, inputs, supervised(inputs), fused=True)
+    theirs, *_ = token_losses(small_gemma, head, inputs, supervised(inputs), fused=True)
     theirs.sum().backward()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     for name, parameter in small_gemma.named_parameters():
@@ -58,7 +58,7 @@ def test_losses_and_gradients_equal_trls_fused_head(small_gemma):
 
 def test_a_micro_batch_that_shows_nothing_has_a_gradient_of_zero(small_gemma):
     inputs = batch()
-    losses, _ = token_losses(small_gemma, small_gemma.get_output_embeddings(), inputs, torch.zeros(3, 11, dtype=torch.bool))
+    losses, *_ = token_losses(small_gemma, small_gemma.get_output_embeddings(), inputs, torch.zeros(3, 11, dtype=torch.bool))
     losses.sum().backward()
     assert losses.sum() == 0 and not any(p.grad.any() for p in small_gemma.parameters() if p.grad is not None)
 

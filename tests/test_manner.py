@@ -105,7 +105,7 @@ def test_a_manner_is_neither_right_nor_wrong(tmp_path):
         "scores": {"repeats": 0.0, "exact": 0.5},
     }
     run.write_lines("samples.jsonl", [sample])
-    for primary, right in (("repeats", True), ("exact", False), ("eval_loss", True)):
+    for primary, right in (("repeats", None), ("exact", False), ("eval_loss", None)):
         run.write("metrics.json", {"primary": primary, "before": {}, "after": {}, "merge": {}})
         assert summary(run)["samples"][0]["right"] is right
 

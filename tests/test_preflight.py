@@ -68,7 +68,7 @@ def test_counts_are_those_of_the_trainers_own_rows(report, trainer):
         for key, values in (("length", lengths), ("completion_length", turns)):
             shares = {f"p{percent}": middle(values, percent / 100) for percent in (5, 50, 95, 99)}
             assert found[key] == {**shares, "max": max(values)}
-        assert found["in_source"] == found["conversations"]
+        assert found["in_source"] == found["conversations"] == report.counts["diversity"][name]["compared"]
     assert report.counts["train"]["dropped"] and report.counts["train"]["trimmed"] and not report.sampled
 
 
@@ -235,6 +235,7 @@ def test_the_account_is_short_and_a_leak_is_named(jsonl, chats):
     lines = run("check", "gemma-tools", "--scale", "tiny", *words).stdout.splitlines()
     assert len([line for line in lines if not line.startswith("warning: ")]) <= 24
     assert any(line.startswith("warning: 1 of 6 held-out") and line.endswith("held.jsonl:6 = data.jsonl:4") for line in lines)
+    assert any(re.fullmatch(r"diversity \(Vendi\) +\d+ prompts, 30 replies +\d prompts, 6 replies", line) for line in lines)
     assert lines[-1] == "check passed; turns end in <end_of_turn>"
 
 

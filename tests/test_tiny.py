@@ -96,10 +96,10 @@ def test_the_base_is_small_multimodal_and_was_trained():
 @pytest.mark.parametrize("seed", [0])
 def test_pretraining_learns_from_the_first_steps(seed):
     """The script itself, a few steps of it: the loss falls."""
-    from sft_recipes.tiny import base
+    from sft_recipes.tiny import base, pretraining
 
     tokenizer = base.train_tokenizer(seed)
     assert tokenizer("x").input_ids[0] == tokenizer.bos_token_id and len(tokenizer) == base.VOCABULARY
-    batch = next(base.blocks(tokenizer, seed, 2))
-    losses = base.pretrain(base.build_model(seed), [batch[:, :64]] * 8, steps=8)
+    batch = next(pretraining.blocks(tokenizer, corpus.documents(seed), 2, base.BLOCK))
+    losses = pretraining.pretrain(base.build_model(seed), [batch[:, :64]] * 8, steps=8)
     assert losses[-1] < losses[0] - 0.5

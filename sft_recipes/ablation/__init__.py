@@ -2,6 +2,6 @@
 
 from .arms import arms, compared, pending
 from .comparison import Comparison, Trained, compare, over_steps, parts
-from .plot import draw
+from .plot import draw, picture
 
-__all__ = ["Comparison", "Trained", "arms", "compare", "compared", "draw", "over_steps", "parts", "pending"]
+__all__ = ["Comparison", "Trained", "arms", "compare", "compared", "draw", "over_steps", "parts", "pending", "picture"]

@@ -44,7 +44,8 @@ def compare(folders: Mapping[str, Path]) -> Comparison:
     arms: dict[str, Trained] = {}
     for name, folder in folders.items():
         before, after = metrics[name]["before"], metrics[name]["after"]
-        points = _points(_history(folder), primary, before, after)
+        kept = metrics[name].get("best", {}).get("step")
+        points = _points(_history(folder), primary, before, after, kept)
         arms[name] = Trained(steps=list(points), scores=list(points.values()), before=before, after=after)
     return Comparison(primary=primary, arms=arms)
 
@@ -57,12 +58,12 @@ def _history(folder: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def _points(history: list[dict], primary: str, before: dict[str, float], after: dict[str, float]) -> dict[int, float]:
-    """Steps and scores in order; step 0 and the last have what the run says of itself before and after training."""
+def _points(history: list[dict], primary: str, before: dict[str, float], after: dict[str, float], kept: int | None) -> dict[int, float]:
+    """Steps and scores in order; step 0 and the one that was kept, else the last, have what the run says of itself before and after."""
     logged = primary if primary.startswith("eval_") else f"eval_{primary}"
     points = {entry["step"]: entry[logged] for entry in history if logged in entry}
     last = max((entry["step"] for entry in history if "step" in entry), default=0)
-    ends = {0: before.get(primary), last: after.get(primary)}
+    ends = {0: before.get(primary), last if kept is None else kept: after.get(primary)}
     points |= {step: score for step, score in ends.items() if score is not None}
     return dict(sorted(points.items()))
 

@@ -6,38 +6,13 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..plotting import looks, styled
 from .comparison import Comparison, over_steps, parts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart with every kind of colour vision; the markers tell the arms apart without any.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "os^Dvphx"
-INK, FAINT = "#333333", "#e4e4e4"
-STYLE: dict[Any, Any] = {
-    "font.sans-serif": ["DejaVu Sans", "Verdana"],  # the first comes with matplotlib; a browser without it has the other, as wide
-    "font.size": 11,
-    "text.color": INK,
-    "text.parse_math": False,  # a name may hold a dollar sign
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#999999",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": FAINT,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "xtick.major.pad": 6,
-    "ytick.major.size": 0,
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "sft-recipes",  # the same numbers give the same file
-}
 SHOWN = 25  # markers on a line, at most
 WIDE = 84  # letters that stand side by side over the whole width
 
@@ -49,27 +24,28 @@ def draw(found: Comparison, folder: Path) -> None:
         found: from `compare`.
         folder: exists.
     """
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
-    with style.context(["default", STYLE]):  # whatever the person's matplotlibrc says
-        divided = bool(parts(found))
-        figure = Figure(figsize=(8, 3.6), dpi=100, layout="constrained")
-        figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr, call-arg]
-        panels: list[Axes] = list(figure.subplots(1, 1 + divided, squeeze=False, sharey=True)[0])
-        lines = _over_steps(panels[0], found)
-        if divided:
-            panels[0].set_title("while training")
-            _after(panels[1], found)
-        _from_zero(panels[0], found)
-        columns = max(1, WIDE // (max(map(len, found["arms"])) + 8))
-        figure.legend(lines, list(found["arms"]), loc="outside upper left", ncols=columns, frameon=False, borderaxespad=0.2)
+    with styled():
+        figure = picture(found)
         figure.savefig(folder / "ablation.svg", metadata={"Date": None})
         figure.savefig(folder / "ablation.png", dpi=200)
 
 
-def _looks(index: int) -> dict[str, Any]:
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+def picture(found: Comparison) -> Figure:
+    """The figure itself, to be made and saved within `plotting.styled`; arguments as for `draw`."""
+    from matplotlib.figure import Figure
+
+    divided = bool(parts(found))
+    figure = Figure(figsize=(8, 3.6), dpi=100, layout="constrained")
+    figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr, call-arg]
+    panels: list[Axes] = list(figure.subplots(1, 1 + divided, squeeze=False, sharey=True)[0])
+    lines = _over_steps(panels[0], found)
+    if divided:
+        panels[0].set_title("while training")
+        _after(panels[1], found)
+    _from_zero(panels[0], found)
+    columns = max(1, WIDE // (max(map(len, found["arms"])) + 8))
+    figure.legend(lines, list(found["arms"]), loc="outside upper left", ncols=columns, frameon=False, borderaxespad=0.2)
+    return figure
 
 
 def _over_steps(panel: Axes, found: Comparison) -> list[Any]:
@@ -83,7 +59,7 @@ def _over_steps(panel: Axes, found: Comparison) -> list[Any]:
         every = -(-len(arm["steps"]) // SHOWN) or 1
         # a score of 0 or 1 lies on the frame: over it, and not cut there
         look: dict[str, Any] = dict(linewidth=2, markersize=5, markevery=every, clip_on=False, zorder=3)
-        lines += panel.plot(arm["steps"], arm["scores"], **_looks(i), **look)
+        lines += panel.plot(arm["steps"], arm["scores"], **looks(i), **look)
     return lines
 
 
@@ -94,7 +70,7 @@ def _after(panel: Axes, found: Comparison) -> None:
     for i, bars in enumerate(zip(*values, strict=True)):
         places = [group - 0.4 + (i + 0.5) * width for group in range(len(names))]
         heights = [float("nan") if value is None else value for value in bars]
-        colour = _looks(i)["color"]
+        colour = looks(i)["color"]
         panel.bar(places, heights, width * 0.9, color=colour, edgecolor=colour, zorder=3)  # with an edge: a zero is seen, a gap is not
     ticks, shared = _without_shared(names)
     panel.set(title="after training", xlabel=shared)

@@ -23,18 +23,23 @@ NEXT = re.compile(r"[^\s,]")  # where an entry of a list begins, or the list end
 SHOWN = 20  # faults printed before the rest are only counted
 
 
-def load(sources: Iterable[Source | Rows], convert: Callable[[dict], dict]) -> list[Conversation]:
+def load(
+    sources: Iterable[Source | Rows],
+    convert: Callable[[dict], dict],
+    as_it_is: Callable[[dict, str], Conversation | None] = lambda row, where: None,
+) -> list[Conversation]:
     """Read every source and convert every row.
 
     Args:
         sources: files, datasets, or functions that make rows, read in order.
         convert: the recipe's `conversation` hook: a row as its source has it, to `{"messages", "tools"}`.
+        as_it_is: what a row is, with where it stands, if it needs no such thing; `None` for one that does.
 
     Raises:
         RecipeError: every fault of every row at once (the first 20 in words), each with file and line.
     """
     faults: list[str] = []
-    conversations = [c for source in sources for c in _converted(read(source, faults), convert, faults)]
+    conversations = [c for source in sources for c in _converted(read(source, faults), convert, faults, as_it_is)]
     raise_faults(faults)
     return conversations
 
@@ -146,12 +151,17 @@ def _read_dataset(source: Source, faults: list[str]) -> Iterator[tuple[dict, str
         yield _without_none(row), f"{source}:{number}"
 
 
-def _converted(rows: Iterable[tuple[Any, str]], convert: Callable[[dict], dict], faults: list[str]) -> Iterator[Conversation]:
+def _converted(
+    rows: Iterable[tuple[Any, str]],
+    convert: Callable[[dict], dict],
+    faults: list[str],
+    as_it_is: Callable[[dict, str], Conversation | None] = lambda row, where: None,
+) -> Iterator[Conversation]:
     for row, where in rows:
         if not isinstance(row, dict):
             faults.append(f"{where}: expected an object with `messages`, found {type(row).__name__}")
             continue
-        conversation = attempt(partial(_conversation, convert, row, where), "conversation", where, faults)
+        conversation = as_it_is(row, where) or attempt(partial(_conversation, convert, row, where), "conversation", where, faults)
         if conversation is not None:
             yield conversation
 

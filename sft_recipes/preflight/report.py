@@ -18,13 +18,14 @@ from ..recipe import RecipeError
 from ..rows import fitting
 from ..weights import refuse_another, unweighted
 from ..weights.skeleton import adapted
-from . import advice, duplicates, steps
+from . import advice, diversity, duplicates, steps
 from .layouts import Abilities, Layout, abilities, choose
 from .lengths import Batching, padding_warnings, percentiles
 from .omitted import lost
 
 SAMPLE = 20_000  # conversations of each part that `check` supervises unless told to take all
 PARTS = ("train", "held_out")
+ENOUGH = 0.95  # of the replay that was asked for
 HEADROOM = 0.5e9  # bytes for what is small: adapter, checkpoints, samples, the proof's record
 
 
@@ -84,7 +85,7 @@ def check(
         return report
     _look_at(report, report.prepared)
     if able:
-        _lay_out(report, report.prepared.train, able)
+        _lay_out(report, report.prepared, able)
     return report
 
 
@@ -138,27 +139,44 @@ def _look_at(report: Report, prepared: Prepared) -> None:
         faults, warnings = lost(name, part, report.resolved.recipe.max_lost if name == "train" else 1.0)
         report.faults += faults
         report.warnings += warnings
+    _to_be_kept(report, prepared)
     report.counts["stop_tokens"] = prepared.tokenizer.convert_ids_to_tokens(sorted(prepared.stop_ids))
     copies = duplicates.find(prepared.train.conversations, prepared.held_out.conversations)
     report.counts["duplicates"] = copies.as_dict()
-    report.warnings += copies.warnings() + reference_warnings(report.resolved, prepared)
+    varied = {name: diversity.measure(part.conversations) for name, part in zip(PARTS, (prepared.train, prepared.held_out), strict=True)}
+    report.counts["diversity"] = {name: found.as_dict() for name, found in varied.items()}
+    report.warnings += copies.warnings() + varied["train"].warnings() + reference_warnings(report.resolved, prepared)
 
 
-def _lay_out(report: Report, part: Part, able: Abilities) -> None:
+def _lay_out(report: Report, prepared: Prepared, able: Abilities) -> None:
     """The layout of the training rows, what it costs beside others, and the steps it makes."""
-    recipe, config, supervised = report.resolved.recipe, report.resolved.config, part.supervision.supervised_tokens
+    recipe, config, supervised = report.resolved.recipe, report.resolved.config, prepared.supervised_tokens
+    rows, part = prepared.rows, prepared.train
     try:
-        layout = report.layout = choose(recipe, config, part.rows, supervised, able)
+        layout = report.layout = choose(recipe, config, rows, supervised, able)
     except RecipeError as error:
         report.faults += error.faults
         return
     share = len(part.conversations) / part.read
-    found, without = steps.counted(layout, part.rows, supervised, config, share)
+    found, without = steps.counted(layout, rows, supervised, config, share)
     report.counts["layout"] = layout.counts(supervised)
     report.counts["steps"] = {"estimated": share < 1, "with_layout": found.as_dict(), "without_packing": without.as_dict()}
-    report.warnings += steps.warnings(recipe, config, part.rows, found, without)
+    report.warnings += steps.warnings(recipe, config, rows, found, without)
     if layout.packed is None:
-        report.warnings += padding_warnings(row_lengths(part), config, able.obstacle)
+        report.warnings += padding_warnings([len(row["input_ids"]) for row in rows], config, able.obstacle)
+
+
+def _to_be_kept(report: Report, prepared: Prepared) -> None:
+    """Counts of the data to be kept: what is measured of them, and what is replayed."""
+    if prepared.retained is None:
+        return
+    account, replay = prepared.retained.supervision, prepared.replay
+    report.counts["retained"] = {"conversations": account.conversations, "supervised_tokens": account.supervised_tokens}
+    if replay:
+        report.counts["replayed"] = replay
+        if replay["share"] < ENOUGH * replay["mix"]:
+            taken = f"{replay['supervised_tokens']:,} tokens of {replay['conversations']:,} conversations or texts"
+            report.warnings.append(f"mix is {replay['mix']:g}, and all that `retain` has, {taken}, is {replay['share']:.1%}")
 
 
 def disk_faults(folder: Path, model_bytes: int) -> list[str]:

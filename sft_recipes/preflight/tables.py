@@ -24,9 +24,19 @@ def account(counts: dict[str, Any]) -> Table:
             table.add_row(name, *(f"{len(c[loss]):,}" for c in parts), style="yellow")
     table.add_row("turns in rows", *(f"{c['turns']:,} in {c['rows']:,}" for c in parts))
     table.add_row("supervised tokens", *(f"{c['supervised_tokens']:,} of {c['tokens']:,} ({c['supervised_share']:.0%})" for c in parts))
+    for name, words in (("retained", "measured to be kept"), ("replayed", "replayed beside")):
+        if kept := counts.get(name):
+            share = f", {kept['share']:.0%} of all" if "share" in kept else ""
+            table.add_row(words, f"{kept['conversations']:,} with {kept['supervised_tokens']:,} tokens{share}", "")
     repeated, leaked = (f"{copies[p]['exact']:,} exact, {copies[p]['near']:,} near" for p in ("train", "held_out_in_train"))
     table.add_row("duplicates", repeated, f"{leaked} in train")
+    table.add_row("diversity (Vendi)", *(_varied(counts["diversity"][part], counts[part]["conversations"]) for part in PARTS))
     return table
+
+
+def _varied(found: dict[str, Any], conversations: int) -> str:
+    text = f"{found['prompts']:,.0f} prompts, {found['replies']:,.0f} replies"
+    return text if found["compared"] == conversations else f"{text} of {found['compared']:,}"
 
 
 def lengths(counts: dict[str, Any]) -> Table:

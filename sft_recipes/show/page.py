@@ -10,12 +10,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..recipe import RecipeError
 from .view import MODES, Reader, Token, visible
 
-TEMPLATE = Path(__file__).parent / "page.html.jinja"
+HERE = Path(__file__).parent
 MOST_ROWS, MOST_TOKENS = 20, 20_000  # a page of some 5 MB, which a phone still opens
 
 
@@ -37,15 +37,19 @@ def write_page(reader: Reader, rows: Sequence[dict[str, Any]], number: int, file
     shown = list(_from(rows, number))
     last = number + len(shown) - 1
     views = [_view(reader, row, n) for n, row in enumerate(shown, number)]
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        TEMPLATE.read_text(encoding="utf-8")
-    )
+    template = environment(HERE).get_template("page.html.jinja")
     page = template.render(rows=views, first=number, last=last, total=len(rows), modes=MODES, visible=visible, about=_about)
     try:
         file.write_text(page, encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"--html {file}: {error.strerror}") from error
     return last
+
+
+def environment(folder: Path) -> Environment:
+    """Templates in `folder`, and `look.css`, the look that our pages share; whatever they are given is escaped."""
+    found = FileSystemLoader([folder, HERE])
+    return Environment(loader=found, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _from(rows: Sequence[dict[str, Any]], number: int) -> Iterator[dict[str, Any]]:

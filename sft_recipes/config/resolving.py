@@ -1,32 +1,20 @@
-"""`RecipeConfig`, and a recipe's name plus what a person changed to a resolved recipe. Half of the room that knows TRL."""
+"""A recipe's name, its scale, and what a person changed, to a recipe as it will run."""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import re
-import sys
-import warnings
-from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
-from huggingface_hub import constants
-from transformers import HfArgumentParser
-from transformers.hf_argparser import string_to_bool
-from trl import SFTConfig
 
-from .lineage import begin
-from .optim.schedule import FLOOR
-from .recipe import Recipe, RecipeError, load_recipe, unknown_name
-from .scores import LOWER
+from ..lineage import begin
+from ..recipe import Recipe, RecipeError, load_recipe, unknown_name
+from .configuration import RecipeConfig, configured, hush, wanted
+from .typed import CONFIG_FIELDS, OWN_FIELDS, typed
 
 SCALES = ("auto", "full", "tiny")
-OWN_TYPES = {f.name: str(f.type) for f in dataclasses.fields(Recipe)}
-OWN_FIELDS = OWN_TYPES.keys() - {"config", "ablation", "tiny"}
 CHOICES = {
     "dtype": ("bfloat16", "float16", "float32"),
     "mask": ("completion", "everything"),
@@ -34,43 +22,11 @@ CHOICES = {
     "overlong": ("trim", "drop", "refuse"),
     "packing": ("auto", "tree", "bfd", "none"),
     "bad_step": ("stop", "skip"),
+    "forgetting": ("warn", "stop"),
     "base": ("trained", "original", "measured"),
 }
 FOLDER = re.compile(r"[^\s._/\\][^/\\\n]*")  # what an arm may be called
-RUN_FILES = {"adapter", "ablation", "checkpoints", "history", "merged", "metrics", "recipe", "report", "samples", "wandb"}
-
-
-@dataclass
-class RecipeConfig(SFTConfig):
-    """TRL's `SFTConfig` with this project's defaults; every field is upstream's and means what it means there.
-
-    AdamW with betas (0.9, 0.95) and decay 0.1, on matrices only; a warm-up that begins above 0, then cosine to a tenth of the
-    peak; no NaN hidden from the logged loss; rows of similar length share a batch; one checkpoint an epoch, two kept; wandb.
-    """
-
-    adam_beta2: float = 0.95
-    weight_decay: float = 0.1
-    lr_scheduler_type: str = "cosine_with_min_lr"
-    lr_scheduler_kwargs: dict | str | None = None
-    greater_is_better: bool | None = None
-    logging_nan_inf_filter: bool = False
-    train_sampling_strategy: str = "group_by_length"
-    save_strategy: str = "epoch"
-    save_total_limit: int | None = 2
-    report_to: None | str | list[str] = "wandb"  # noqa: RUF036  HfArgumentParser wants None first
-
-    def __post_init__(self) -> None:
-        if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
-            self.lr_scheduler_kwargs = {"min_lr_rate": FLOOR}
-        best = (self.metric_for_best_model or "").removeprefix("eval_")
-        if self.greater_is_better is None and best in LOWER:  # upstream knows it of losses alone
-            self.greater_is_better = False
-        if self.greater_is_better is None and best == "length":
-            raise ValueError("metric_for_best_model is length, and neither more nor less is better of itself; say greater_is_better")
-        super().__post_init__()
-
-
-CONFIG_FIELDS = {f.name for f in dataclasses.fields(RecipeConfig) if f.init} - OWN_FIELDS  # `packing` is ours
+RUN_FILES = set("adapter ablation checkpoints compared history merged metrics recipe report rows samples tensorboard wandb".split())
 
 
 @dataclass(frozen=True)
@@ -120,7 +76,7 @@ def resolve(name: str, scale: str = "auto", arm: str = "", **overrides: Any) -> 
     faults = _ablation_faults(name, base, arm)
     base = _differing(base, arm)
     faults += _unknown_fields(base, overrides)
-    given = {key: _typed(key, value, faults) for key, value in overrides.items()} if not faults else {}
+    given = {key: typed(key, value, faults) for key, value in overrides.items()} if not faults else {}
     if faults:
         raise RecipeError(*faults)
     own = {key: value for key, value in given.items() if key in OWN_FIELDS}
@@ -138,15 +94,15 @@ def _begun(name: str, recipe: Recipe, given: dict[str, Any], arm: str) -> tuple[
     Raises:
         RecipeError: values that do not hold, in any of the three; all together.
     """
-    wanted = _wanted(name, recipe, given, arm)
+    fields = wanted(name, recipe, {k: v for k, v in given.items() if k in CONFIG_FIELDS}, arm)
     faults, started, origin, config = [], recipe, None, None
     try:
-        started, origin = begin(recipe, given, wanted["output_dir"])
+        started, origin = begin(recipe, given, fields["output_dir"])
     except RecipeError as error:
         faults += error.faults
     faults += _faults(started, recipe.from_scratch)
     try:
-        config = _config(wanted)
+        config = configured(fields)
     except RecipeError as error:
         faults += error.faults
     if faults or config is None:
@@ -194,98 +150,13 @@ def _faults(recipe: Recipe, drawn_anew: bool) -> list[str]:
         found.append(f"max_lost is {recipe.max_lost:g}: it is a share, from 0 to 1")
     if recipe.row_tokens is not None and recipe.row_tokens < 1:
         found.append(f"row_tokens is {recipe.row_tokens}: a row takes at least one token")
+    if not 0 <= recipe.mix < 1:
+        found.append(f"mix is {recipe.mix:g}: it is a share, from 0 to below 1")
+    if recipe.mix > 0 and recipe.retain is None:
+        found.append(f"mix is {recipe.mix:g}, and there is nothing to replay: name it with `retain`")
+    if recipe.patience is not None and recipe.patience < 1:
+        found.append(f"patience is {recipe.patience}: it is a number of evaluations, 1 or more")
     ratio = recipe.loraplus_lr_ratio
     if ratio is not None and (ratio <= 0 or recipe.adapter is None):
         found.append(f"loraplus_lr_ratio is {ratio:g}: it takes an adapter, and a number above 0 (the paper's is 16)")
     return found
-
-
-def _wanted(name: str, recipe: Recipe, given: dict[str, Any], arm: str) -> dict[str, Any]:
-    """The fields of the configuration: what fits the machine, the recipe's own, what the person changed."""
-    gpu = torch.cuda.is_available()
-    terminal = sys.stderr.isatty()
-    machine = dict(
-        use_cpu=not gpu,
-        bf16=gpu and recipe.dtype == "bfloat16",
-        gradient_checkpointing=gpu,
-        dataloader_pin_memory=gpu,
-        disable_tqdm=not terminal,
-    )
-    place = dict(output_dir=f"runs/{name}", run_name=name)
-    wanted = {**machine, **place, **recipe.config, **{k: v for k, v in given.items() if k in CONFIG_FIELDS}}
-    if arm:
-        wanted |= {key: f"{wanted[key]}/{arm}" for key in place}
-    return wanted
-
-
-def _config(wanted: dict[str, Any]) -> RecipeConfig:
-    try:
-        config = RecipeConfig(**wanted)
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"the configuration does not hold: {error}") from error
-    faults = [f"{key} is {getattr(config, key)}, it must be above 0" for key in _POSITIVE if not _positive(getattr(config, key))]
-    faults += [f"{key} is {getattr(config, key)}: {why}" for key, (value, why) in _FIXED.items() if getattr(config, key) != value]
-    if faults:
-        raise RecipeError(*faults)
-    return config
-
-
-_POSITIVE = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "max_length")
-
-
-_THE_LOSS = "the loss here is the mean negative log-likelihood over the supervised tokens of a step, on all devices together; leave it"
-# Fields of upstream that would change what is promised, and would be read by nothing here
-_FIXED = {
-    "loss_type": ("nll", _THE_LOSS),
-    "label_smoothing_factor": (0.0, _THE_LOSS),
-    "average_tokens_across_devices": (True, _THE_LOSS),
-    "dataloader_drop_last": (False, "the rows of the last batch would not be trained, or not be judged"),
-}
-
-
-def _positive(value: float | None) -> bool:
-    return value is None or value > 0
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message: str):
-        raise ValueError(message.partition(": ")[2] or message)
-
-
-def _typed(key: str, value: Any, faults: list[str]) -> Any:
-    """A text as its field's type; a fault is noted, not raised."""
-    if key == "packing":
-        value = {"true": "auto", "false": "none"}.get(str(value).lower(), value)  # as upstream's users have it
-    if not isinstance(value, str):
-        return value
-    try:
-        if key in OWN_FIELDS:
-            return _own_typed(key, value)
-        return getattr(_Parser(RecipeConfig).parse_args([f"--{key}", value]), key)
-    except (ValueError, ArgumentTypeError) as error:
-        faults.append(f"{key}: {error}")
-        return None
-
-
-def _own_typed(key: str, value: str) -> Any:
-    """A text as the type of a field of `Recipe`; what is no number and no truth value stays text."""
-    if key == "held_out" and value.isdigit():
-        return int(value)
-    read = {"int": int, "float": float, "bool": string_to_bool}.get(OWN_TYPES[key].removesuffix(" | None"), str)
-    return read(value)
-
-
-def hush() -> None:
-    """Silence what a person can do nothing about; called when work begins, never at import.
-
-    No run announces itself to anybody (TRL's usage ping), transformers and PEFT keep their advice to errors, and bars are
-    drawn in terminals only.
-    """
-    constants.HF_HUB_DISABLE_TELEMETRY = True
-    transformers.logging.set_verbosity_error()
-    for library in ("trl", "peft", "accelerate"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", module=library)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    if not sys.stderr.isatty():
-        transformers.logging.disable_progress_bar()
