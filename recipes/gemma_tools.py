@@ -61,6 +61,7 @@ class GemmaTools(RecipeTrainer):
             neftune_noise_alpha=5,
             max_length=4096,
             eval_strategy="steps",
+            eval_steps=0.2,
         ),
         tiny=dict(
             model=f"{TINY}/gemma3",

@@ -22,6 +22,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from .replies import parse
 from .scores import MANNER, distinct, manner_of
 
+ROUND = 32  # new tokens of the first round of generations; most replies are done then
+
 
 @dataclass
 class Question:
@@ -75,38 +77,60 @@ def generate(
 ) -> list[list[int]]:
     """Greedy continuations, each up to and including its stop token or cut at the limit.
 
-    Prompts of similar length share a batch, padded on the left. Where each process holds a part of the weights, all of them call
-    this together, each with prompts of its own, as many as it has.
+    Prompts of similar length share a batch, padded on the left. It goes in rounds of 32 tokens, 64, 128, ...: who has stopped leaves, and
+    the others close ranks, so that a reply that never ends does not hold up all of its batch. Where each process holds a part of the
+    weights, all of them call this together, each with prompts of its own, as many as it has.
 
     Args:
         prompts: token ids, one list per prompt.
         stop_ids: generation halts after any of these.
         pad_id: fills the left of shorter prompts; never attended to.
         max_new_tokens: limit per continuation, in tokens.
-        streamer: transformers' for the tokens as they come, of one prompt.
+        batch_size: prompts, at most.
+        streamer: transformers' for the tokens as they come, of one prompt; all of it is one round.
 
     Returns:
         the new ids of each prompt, in the order of `prompts`.
     """
-    stops = sorted(stop_ids)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    replies: list[list[int]] = [[]] * len(prompts)
-    training = model.training
+    stops, replies = set(stop_ids), [list[int]() for _ in prompts]
+    left, together, training = list(range(len(prompts))), _in_parts(model), model.training
     model.eval()
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    together = _in_parts(model)
-    if together:  # a process that is done takes part in the others' forward passes, with a batch of no prompts
-        batches += [[]] * (max(gather_object([len(batches)])) - len(batches))
-    for chosen in tqdm(batches, desc=desc, disable=None if _first() else True, delay=2, leave=False):
-        ids, mask = _left_padded([prompts[i] for i in chosen] or [stops[:1]], pad_id)
-        inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-        limit = max_new_tokens if chosen else 1
-        config = GenerationConfig(max_new_tokens=limit, do_sample=False, eos_token_id=stops, pad_token_id=pad_id)
-        out = model.generate(**inputs, generation_config=config, streamer=streamer, synced_gpus=together)
-        for i, new in zip(chosen, out[: len(chosen), ids.shape[1] :].tolist(), strict=True):
-            replies[i] = _until_stop(new, set(stops))
+    with tqdm(total=len(prompts), desc=desc, disable=None if _first() else True, delay=2, leave=False) as bar:
+        for limit in [max_new_tokens] if streamer else _rounds(max_new_tokens):
+            order = sorted(left, key=lambda i: len(prompts[i]) + len(replies[i]))
+            batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+            if together:  # a process that is done takes part in the others' forward passes, with a batch of no prompts
+                batches += [[]] * (max(gather_object([len(batches)])) - len(batches))
+            for chosen in batches:
+                asked = [prompts[i] + replies[i] for i in chosen] or [sorted(stops)[:1]]
+                found = _continued(model, asked, stops, pad_id, limit if chosen else 1, streamer, together)
+                for i, new in zip(chosen, found, strict=False):
+                    replies[i] += _until_stop(new, stops)
+                bar.update(sum(replies[i][-1] in stops for i in chosen if replies[i]))
+            left = [i for i in left if not replies[i] or replies[i][-1] not in stops]
+            if not batches:
+                break
     model.train(training)
     return replies
+
+
+def _rounds(limit: int) -> Iterator[int]:
+    """New tokens of each round, in all `limit`: each twice those of the one before."""
+    size = ROUND
+    while limit > 0:
+        yield min(size, limit)
+        size, limit = 2 * size, limit - size
+
+
+def _continued(
+    model: PreTrainedModel, asked: list[list[int]], stops: set[int], pad_id: int, limit: int, streamer: Any, together: bool
+) -> list[list[int]]:
+    """What follows each prompt of a batch, `limit` tokens at most; what follows a stop token means nothing."""
+    ids, mask = _left_padded(asked, pad_id)
+    inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+    config = GenerationConfig(max_new_tokens=limit, do_sample=False, eos_token_id=sorted(stops), pad_token_id=pad_id)
+    out = model.generate(**inputs, generation_config=config, streamer=streamer, synced_gpus=together)
+    return out[:, ids.shape[1] :].tolist()
 
 
 def _first() -> bool:
@@ -116,8 +140,9 @@ def _first() -> bool:
 
 def _in_parts(model: PreTrainedModel) -> bool:
     """Whether each process holds a part of the weights, so that a forward pass waits for all of them (FSDP2, ZeRO-3)."""
-    sharded = is_deepspeed_zero3_enabled() or any(isinstance(module, FSDPModule) for module in model.modules())
-    return sharded and torch.distributed.is_initialized()
+    if not torch.distributed.is_initialized():
+        return False
+    return is_deepspeed_zero3_enabled() or any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def _left_padded(prompts: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

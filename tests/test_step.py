@@ -150,7 +150,7 @@ def test_upstream_gives_another_gradient_to_a_class_without_loss_kwargs(tokenize
     """The border: where this fails, transformers and TRL have mended `accepts_loss_kwargs=False`."""
     losses = []
     for layout in (WHOLE, LAYOUTS["4x4"]):
-        ours = trainer_of("full-gemma4", tmp_path, **layout)
+        ours = trainer_of("full-gemma4", tmp_path, eval_strategy="no", **layout)
         theirs = SFTTrainer(model=ours.model, args=ours.args, train_dataset=ours.train_dataset, processing_class=tokenizer)
         theirs.train()
         losses.append(theirs.state.log_history[0]["loss"])
@@ -166,7 +166,7 @@ def test_a_model_of_experts_keeps_its_load_balancing_loss_as_upstream_has_it(tok
         return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZE, **experts, initializer_range=0.2)).eval()
 
     monkeypatch.setitem(KINDS, "experts", (make, lambda: None))
-    logs, _, ours = one_step("experts", tmp_path, **WHOLE)
+    logs, _, ours = one_step("experts", tmp_path, eval_strategy="no", **WHOLE)
     theirs = SFTTrainer(model=make(), args=ours.args, train_dataset=ours.train_dataset, processing_class=tokenizer)
     theirs.train()
     assert logs["loss"] == pytest.approx(theirs.state.log_history[0]["loss"], rel=1e-5)
