@@ -169,6 +169,7 @@ def _judged(summary: dict[str, Any]) -> list[Text]:
     sentences = [
         (best.get("said"), 3, best.get("agree") is False),
         (curves.get("said"), 3, bool(curves.get("overfitting"))),
+        (curves.get("hint"), 3, True),
         (retain.get("said"), 2, retain.get("rise", 0) > retain.get("max_rise", math.inf)),
     ]
     return [Text(excerpt(said, lines * out.width - 10), "yellow" if alarming else "") for said, lines, alarming in sentences if said]

@@ -26,6 +26,7 @@ from .show.examples import examples
 from .show.view import Reader
 from .verdict.curves import curves
 from .verdict.forgetting import forgetting
+from .verdict.hints import loss_hint
 from .weights import adapter, base_of, load_adapter, load_base, save_adapter, settle, trainable
 
 
@@ -123,7 +124,7 @@ class RecipeTrainer(JudgedTrainer):
             **({"end": end.scores} if end else {}),
             "after": after.scores,
             "best": self.best(history),
-            "curves": curves(history),
+            "curves": {**curves(history), "hint": loss_hint(history, prepared.recipe.loss_hint, self.resolved.name)},
             **self._retention(before, after, end),
             "merge": {},
             "supervision": {p: getattr(prepared, p).supervision.as_dict() for p in ("train", "held_out")},

@@ -1,7 +1,9 @@
 """Generations: batched and padded as alone, halting at the stop tokens; a conversation scores as its worst turn."""
 
+import pytest
 import torch
 
+from sft_recipes import evaluate
 from sft_recipes.evaluate import Question, Sample, generate, judge, scores
 
 PROMPTS = [[2, 50, 60, 70], [2, 80], [2, 90, 91, 92, 93, 94, 95, 96, 97, 98, 99], [2, 40, 41]]
@@ -33,6 +35,18 @@ def test_padding_after_an_early_stop_is_cut_off(small_gemma):
     replies = generate(small_gemma, PROMPTS, {free[0][1]}, 0, 12)
     assert all(reply == f[: len(reply)] for reply, f in zip(replies, free, strict=True))
     assert len(replies[0]) <= 2
+
+
+@pytest.mark.parametrize("first", [1, 2, 5, 12])
+def test_rounds_change_no_reply(small_gemma, monkeypatch, first):
+    """Who has stopped leaves after a round, who has not goes on from where it was."""
+    monkeypatch.setattr(evaluate, "ROUND", first)
+    free = [alone(small_gemma, prompt, 12) for prompt in PROMPTS]
+    stops = {free[0][3], free[1][7], 2047}
+    expected = [f[: next((i for i, token in enumerate(f) if token in stops), 11) + 1] for f in free]
+    assert generate(small_gemma, PROMPTS, stops, 0, 12, batch_size=3) == expected
+    assert {len(reply) for reply in expected} > {12}  # some stop, some do not
+    assert list(evaluate._rounds(12)) == {1: [1, 2, 4, 5], 2: [2, 4, 6], 5: [5, 7], 12: [12]}[first]
 
 
 def test_generation_leaves_the_model_in_the_mode_it_had(small_gemma):

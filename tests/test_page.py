@@ -34,7 +34,7 @@ def prepared(tokenizer):
         turns = [supervise(conversation(*texts), tokenizer) for texts in conversations]
         rows = [{"input_ids": i, "labels": s, "source": f"f.jsonl:{n}"} | extra for n, t in enumerate(turns, 1) for i, s, _ in paths(t)]
         stop_ids = {turn.completion_ids[-1] for some in turns for turn in some}
-        return SimpleNamespace(train=SimpleNamespace(rows=rows), tokenizer=tokenizer, stop_ids=stop_ids, turns=turns[0])
+        return SimpleNamespace(rows=rows, tokenizer=tokenizer, stop_ids=stop_ids, turns=turns[0])
 
     return make
 
@@ -117,14 +117,14 @@ def test_what_is_shown_are_the_rows_of_the_trainer(small_base, chats, tmp_path):
 
 def test_each_mode_counts_what_it_trains(prepared, tmp_path):
     given = prepared(("One?", "1, one.", "Two?", "2"), ("Three?", "3"))
-    shown, total = page(given, tmp_path), len(given.train.rows[0]["input_ids"])
+    shown, total = page(given, tmp_path), len(given.rows[0]["input_ids"])
     completions = [turn.completion_ids for turn in given.turns]
     expected = {"stop": sum(map(len, completions)), "completion": sum(len(c) - 1 for c in completions), "everything": total - 1}
     for mode, count in expected.items():
         assert shown.rows[0].counts[mode].startswith(f"{count} of {total} tokens carry loss ({count / total:.1%})")
         assert sum(label != IGNORED for label in shown.labels(0, mode)) == count
         assert sum(mode[0] in classes for classes, _, _ in shown.rows[0].tokens) == count
-    assert shown.labels(0, "everything") == [IGNORED, *given.train.rows[0]["input_ids"][1:]]
+    assert shown.labels(0, "everything") == [IGNORED, *given.rows[0]["input_ids"][1:]]
     checked = [attrs["id"] for tag, attrs in shown.tags if tag == "input" and "checked" in attrs]
     assert checked == ["row0", "stop"]
 
@@ -178,7 +178,7 @@ def test_in_a_browser_the_radios_switch_and_the_data_stay_text(prepared, tmp_pat
         count = sum(label != IGNORED for label in labels)
         assert seen["marked"] == count and len(seen["count"]) == 1 and seen["count"][0].startswith(f"{count} of {len(labels)} ")
         assert list(map(int, seen["labels"][1:-1])) == labels[1:]
-    assert found["seen"]["row1"]["count"][0].startswith(f"1 of {len(given.train.rows[1]['labels'])} ")
+    assert found["seen"]["row1"]["count"][0].startswith(f"1 of {len(given.rows[1]['labels'])} ")
 
 
 def test_characters_torn_by_the_tokenizer_are_shown_as_bytes(prepared, tokenizer, tmp_path, monkeypatch):
@@ -188,7 +188,7 @@ def test_characters_torn_by_the_tokenizer_are_shown_as_bytes(prepared, tokenizer
     pieces = "".join(text for _, _, text in shown.rows[0].tokens)
     assert "\\xf0" in pieces and pieces.encode().decode("unicode_escape").encode("latin-1").decode().count(text) == 2
     assert {about.split("a piece of ")[1] for _, about, text in shown.rows[0].tokens if "\\x" in text} == {*"é好😀\ufffd"}
-    assert f"<pre>{escape(tokenizer.decode(given.train.rows[0]['input_ids']))}</pre>" in shown.html
+    assert f"<pre>{escape(tokenizer.decode(given.rows[0]['input_ids']))}</pre>" in shown.html
     assert terminal(given, monkeypatch).count(text) == 2
 
 
@@ -208,7 +208,7 @@ def test_tokens_are_read_as_in_mid_text_whatever_the_tokenizer():
 
 def test_weights_other_than_one_are_shown(prepared, tmp_path, monkeypatch):
     given = prepared(("a", "b c"))
-    row = given.train.rows[0]
+    row = given.rows[0]
     assert "weight" not in page(given, tmp_path).rows[0].tokens[-1][1]
     row["loss_weights"] = [0.0 if label == IGNORED else 1.0 for label in row["labels"][:-1]] + [0.25]
     shown = page(given, tmp_path).rows[0]
@@ -218,12 +218,12 @@ def test_weights_other_than_one_are_shown(prepared, tmp_path, monkeypatch):
 
 def test_the_terminal_says_what_of_a_long_row_it_shows(prepared, monkeypatch):
     given = prepared(("x y " * 400, "1 2 " * 150))
-    said, total = terminal(given, monkeypatch), len(given.train.rows[0]["input_ids"])
+    said, total = terminal(given, monkeypatch), len(given.rows[0]["input_ids"])
     shown = int(re.search(r"(\d+) of [\d,]+ positions, --html FILE has all", said)[1])
     listed = re.findall(r"^ +\d+ +\d+  ", said, re.M)
     gaps = [int(n.replace(",", "")) for n in re.findall(r"⋮ ([\d,]+) more", said)]
     assert len(listed) == shown and shown + sum(gaps) == total
-    learned = sum(label != IGNORED for label in given.train.rows[0]["labels"])
+    learned = sum(label != IGNORED for label in given.rows[0]["labels"])
     assert [int(n) for n in re.findall(r"⋮ (\d+) learned", said)] == [0, learned - HEAD - TAIL]
     assert len(re.findall(r"^… [\d,]+ tokens …$", said, re.M)) == 2
 

@@ -29,7 +29,7 @@ def forgetting(before: Measured, after: Measured, max_rise: float, rows: int, to
     said = f"on the data to be kept, loss {shown(before[LOSS])} to {shown(after[LOSS])}"
     said += f", accuracy {before[ACCURACY]:.1%} to {after[ACCURACY]:.1%}"
     if rose > max_rise:
-        said += f": it forgot more than the recipe puts up with (max_rise {max_rise:g}); --mix 0.2 replays some of it"
+        said += f": a rise above max_rise ({max_rise:g}); --mix 0.2 replays some"
     ends = {"end": _plain(end)} if end else {}
     found = {"before": _plain(before), "after": _plain(after), **ends, "rows": rows, "tokens": tokens}
     return {**found, "max_rise": max_rise, "rise": round(rose, 6), "said": said}

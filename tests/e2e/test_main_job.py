@@ -1,7 +1,6 @@
 """The main job as a person types it, whole; and the other two ways in, cut short, against it."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import command
 
-SHORT = ["--max_steps", "4", "--save_strategy", "no", "--per_device_train_batch_size", "4", "--max_new_tokens", "8"]
+SHORT = ["--max_steps", "4", "--save_strategy", "no", "--eval_steps", "4", "--per_device_train_batch_size", "4", "--max_new_tokens", "8"]
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +35,14 @@ def test_every_supervised_token_is_accounted_for(metrics):
 
 def test_the_run_folder_is_complete(main_job):
     folder = main_job[0]
-    kept = {"recipe.json", "metrics.json", "samples.jsonl", "history.jsonl", "checkpoints", "adapter", "merged", "wandb"}
+    kept = {"recipe.json", "metrics.json", "checkpoints", "adapter", "merged", "wandb", "report.html"}
+    kept |= {"samples.jsonl", "history.jsonl", "rows.jsonl"}
     assert kept == {p.name for p in folder.iterdir()}
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-    assert {s["stage"] for s in samples} == {"before", "after"} and len(samples) == 2 * 374
+    stages = {s["stage"] for s in samples}
+    assert stages - {"end"} == {"before", "after"} and len(samples) == len(stages) * 374
     recipe = json.loads((folder / "recipe.json").read_text())
-    assert recipe["scale"] == "tiny" and set(recipe["data"]) == {"train", "held_out"} and "torch" in recipe["versions"]
+    assert recipe["scale"] == "tiny" and set(recipe["data"]) == {"train", "held_out", "retained"} and "torch" in recipe["versions"]
     assert {p.suffix for p in (folder / "merged").iterdir()} == {".safetensors", ".json", ".jinja", ".md"}
 
 
@@ -49,7 +50,20 @@ def test_the_summary_says_what_a_person_wants_to_know(main_job):
     said = main_job[1]
     for words in ("tool_call_exact", "Deployable folder: runs/gemma-tools/merged", "Next: make chat RUN=runs/gemma-tools", "wandb sync"):
         assert words in said
-    assert len(re.findall(r"held_out\.jsonl:\d+, message", said)) == 3
+    summary = said[said.index("held-out         before  after") :].splitlines()
+    assert len(summary) <= 20 and "kept: step" in said and "on the data to be kept, loss" in said and "report.html" in said
+    assert 1 <= len([line for line in summary if line.startswith("asked  ")]) <= 3
+
+
+def test_it_was_judged_while_it_trained(main_job, metrics):
+    """Five evaluations, of which the best one was kept; what it forgot meanwhile is measured, and said to be too much."""
+    history = [json.loads(line) for line in (main_job[0] / "history.jsonl").read_text().splitlines()]
+    scored = {e["step"]: e["eval_tool_call_exact"] for e in history if "eval_loss" in e}
+    assert len(scored) == 6 and 0 in scored
+    best = metrics["best"]
+    assert best["value"] == max(scored.values()) == metrics["after"]["tool_call_exact"] and scored[best["step"]] == best["value"]
+    retain = metrics["retain"]
+    assert retain["before"]["accuracy"] > retain["after"]["accuracy"] and retain["rise"] > retain["max_rise"]
 
 
 def test_the_wandb_run_can_be_read_back(main_job):
