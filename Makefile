@@ -12,7 +12,7 @@ BIN := .venv/bin
 DATA_ARG := $(if $(DATA),--data $(DATA))
 ON_RECIPE = $(BIN)/sft-recipes $@ $(RECIPE) --scale $(SCALE) $(DATA_ARG) $(ARGS)
 
-.PHONY: setup train check show plan list eval merge chat report test lint format bench tiny-base tiny-data code-base scratch-bases
+.PHONY: setup train check show plan list eval merge chat report test lint format bench tiny-base tiny-data code-base scratch-bases notebook
 
 setup: .venv/.installed
 
@@ -63,3 +63,8 @@ code-base: setup
 # The bases of the recipes that train from scratch: a configuration and a tokenizer each.
 scratch-bases: setup
 	$(BIN)/python -m sft_recipes.tiny.scratch
+
+# The notebook, executed anew with its outputs (4 minutes).
+notebook: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/e2e/test_notebook.py
+	@rm -rf notebooks/runs

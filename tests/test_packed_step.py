@@ -195,6 +195,14 @@ def test_so_it_is_with_an_adapter_and_with_checkpoints(kind, tmp_path, model, tr
     assert_same_step(together(tmp_path, trees(rows), **config), apart(tmp_path, rows, **config))
 
 
+def test_a_packed_row_can_be_trained_in_mixed_precision(kind, tmp_path):
+    """Weights in float32 under autocast: the norms of Gemma 3 leave queries and keys in float32, values are bfloat16."""
+    kind("gemma3", "full")
+    packed = trees(separate("reasoning"))
+    exact, mixed = (together(tmp_path, packed, bf16=bf16)[0]["loss"] for bf16 in (False, True))
+    assert mixed == pytest.approx(exact, rel=2e-2) and mixed != exact
+
+
 @pytest.mark.parametrize("model", ["gemma3", "llama"])
 def test_so_it_is_in_several_rows_and_with_several_rows_in_a_batch(kind, tmp_path, model):
     kind(model, "full")

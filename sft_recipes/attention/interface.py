@@ -74,6 +74,9 @@ def _mask(own: str, *args: Any, **kwargs: Any) -> Any:
 
 def _attend(own: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
     """The attention of one layer: FlexAttention on CUDA, `ragged` on the CPU, elsewhere the model's own with a dense mask."""
+    if isinstance(attention_mask, (torch.nn.attention.flex_attention.BlockMask, Seen)):
+        # under autocast a norm leaves queries and keys in float32 where values are not; neither kernel is one that autocast knows
+        query, key = query.to(value.dtype), key.to(value.dtype)
     if isinstance(attention_mask, torch.nn.attention.flex_attention.BlockMask):
         return flex_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if isinstance(attention_mask, Seen):

@@ -4,7 +4,7 @@ lengths      how long rows are, and their padding          cost         what a m
 layouts      how they are laid out, and why                steps        optimiser steps, and what is in one
 omitted      what is too long, or teaches nothing          duplicates   what stands in the data twice
 advice       settings that are seldom meant                plan         what the run will take
-tables       the counts, for a terminal
+tables       the counts, for a terminal                 diversity    how many different ones there are
 """
 
 from .layouts import Layout
