@@ -1,7 +1,7 @@
 """All weights of a model from a checkpoint of its training, whatever they are called there.
 
 transformers' trainer loads a checkpoint by the names in its file and passes over those that do not fit. It has written them, though,
-as the model's first release named them: of a Gemma 3 with vision, or a mixture of experts, nothing would be loaded, and nothing said.
+as the model's first release named them: of a Gemma 3 with vision, for one, nothing would be loaded, and nothing said (a test holds it).
 """
 
 from __future__ import annotations
