@@ -18,7 +18,7 @@ from .workloads import Workload
 
 SIZE: Any = dict(hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2)
 ALIKE: Any = dict(use_cpu=True, bf16=False, gradient_checkpointing=False, learning_rate=1e-3, num_train_epochs=1, seed=0)
-QUIET: Any = dict(report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True)
+QUIET: Any = dict(report_to="none", save_strategy="no", eval_strategy="no", logging_strategy="no", disable_tqdm=True)
 
 Rows = list[dict[str, Any]]
 Side = Callable[[Rows, int, Any, str], Trainer]  # rows, steps in which to train them, tokenizer, folder

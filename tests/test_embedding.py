@@ -51,12 +51,12 @@ def trainer_of(own_recipes, tmp_path, chats):
 
 def deployed(trainer):
     """Deploys what was trained and holds it against the trained model, in this process."""
-    _, scores, samples, _ = trainer.judge()
-    trainer.metrics = trainer._measured(scores, scores, {})
+    judged = trainer.judge()
+    trainer.metrics = trainer._measured(judged, judged, None, [], {})
     trainer.run.write("recipe.json", describe(trainer.resolved, trainer.prepared, trainer.layout, base_of(trainer.resolved.recipe)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deployment, "prove", lambda merged, said, folder: compare(merged, said))
-        found = trainer._deploy(samples, [])
+        found = trainer._deploy(judged.samples, [])
     assert not found["faults"]
     return found
 

@@ -233,7 +233,7 @@ def test_the_account_is_short_and_a_leak_is_named(jsonl, chats):
     rows = chats(30)
     words = ["--data", jsonl(rows), "--held_out", jsonl([*chats(5, 100), rows[3]], "held.jsonl")]
     lines = run("check", "gemma-tools", "--scale", "tiny", *words).stdout.splitlines()
-    assert len([line for line in lines if not line.startswith("warning: ")]) <= 24
+    assert len([line for line in lines if not line.startswith("warning: ")]) <= 25
     assert any(line.startswith("warning: 1 of 6 held-out") and line.endswith("held.jsonl:6 = data.jsonl:4") for line in lines)
     assert any(re.fullmatch(r"diversity \(Vendi\) +\d+ prompts, 30 replies +\d prompts, 6 replies", line) for line in lines)
     assert lines[-1] == "check passed; turns end in <end_of_turn>"

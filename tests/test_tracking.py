@@ -83,7 +83,7 @@ def test_wandb_gets_scores_generations_recipe_and_report_and_no_secret(tmp_path,
     history = [{item.key or item.nested_key[0]: item.value_json for item in r.history.item} for r in found if r.HasField("history")]
     keys = {key for entry in history for key in entry}
     assert {"eval/loss", "eval/retain_loss", "train/loss", "train/grad_norm", "train/learning_rate", "train/global_step"} <= keys
-    assert sum("generations" in entry for entry in history) == 2  # before training, and of the model that is kept
+    assert sum("generations" in entry for entry in history) == 3  # before training, after its one epoch, and of the model that is kept
     summary = {item.key or item.nested_key[0]: item.value_json for r in found for item in r.summary.update}
     assert json.loads(summary["primary"]) == "exact" and "after" in summary
     (report,) = [r.artifact for r in found if r.HasField("artifact") and r.artifact.type == "report"]
