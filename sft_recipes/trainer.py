@@ -93,8 +93,9 @@ class RecipeTrainer(JudgedTrainer):
             first = list(self.state.log_history)  # transformers begins a new one with the training
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             end, history = self.newest, first + self.state.log_history
-            after = self.judge_apart()
-            other = end if end and end.step == self.state.global_step != self.kept_step else None
+            last = end if end and end.step == self.state.global_step else None
+            after = last if last and self.kept_step == last.step else self.judge_apart()
+            other = last if last is not after else None
             self.metrics = self._measured(self.before, after, other, history, output.metrics)
             lines = self._write({"before": self.before, "end": other, "after": after}, history)  # kept, whatever becomes of the merge
             self.refuse_forgotten(after)
