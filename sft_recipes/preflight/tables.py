@@ -26,7 +26,7 @@ def account(counts: dict[str, Any]) -> Table:
     table.add_row("supervised tokens", *(f"{c['supervised_tokens']:,} of {c['tokens']:,} ({c['supervised_share']:.0%})" for c in parts))
     for name, words in (("retained", "measured to be kept"), ("replayed", "replayed beside")):
         if kept := counts.get(name):
-            share = f", {kept['share']:.0%} of all" if "share" in kept else ""
+            share = f" ({kept['share']:.0%})" if "share" in kept else ""
             table.add_row(words, f"{kept['conversations']:,} with {kept['supervised_tokens']:,} tokens{share}", "")
     repeated, leaked = (f"{copies[p]['exact']:,} exact, {copies[p]['near']:,} near" for p in ("train", "held_out_in_train"))
     table.add_row("duplicates", repeated, f"{leaked} in train")
