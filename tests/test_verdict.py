@@ -97,7 +97,8 @@ def test_what_was_forgotten_is_said_with_the_way_to_keep_more():
     found = forgetting(BEFORE, AFTER, 0.1, rows=10, tokens=900)
     assert found["before"] == {"loss": 2.0, "accuracy": 0.5} and found["rise"] == 0.4 and "end" not in found
     assert found["said"].startswith("on the data to be kept, loss 2.000 to 2.400, accuracy 50.0% to 41.0%: a rise above max_rise")
-    assert "--mix" in found["said"] and rise(AFTER, BEFORE) == pytest.approx(-0.4)
+    assert "a larger --mix" in forgetting(BEFORE, AFTER, 0.1, 10, 900, mix=0.2)["said"]
+    assert "--mix 0.2" in found["said"] and rise(AFTER, BEFORE) == pytest.approx(-0.4)
 
 
 def test_within_the_bound_only_the_change_is_said():

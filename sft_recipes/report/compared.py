@@ -102,6 +102,7 @@ def _plots(told: Mapping[str, Told], primary: str) -> list[Plot]:
     return [
         *over_steps(f"{primary} on held-out conversations", lines(lambda one: curves.judged(one, primary)), wide=True, share=True),
         *over_steps("Held-out loss, nats per supervised token", lines(lambda one: curves.judged(one, "eval_loss")), wide=True),
+        *over_steps("Loss on retained data", lines(lambda one: curves.judged(one, "retain_loss"))),
         *over_steps("Training loss", lines(lambda one: curves.logged(one, "loss"))),
         *over_steps("Gradient norm", lines(lambda one: curves.logged(one, "grad_norm"))),
         *over_steps("Supervised tokens per second", lines(lambda one: curves.logged(one, "supervised_tokens_per_second"))),
