@@ -93,10 +93,12 @@ def test_a_call_and_the_answer_to_its_result(ask, main_job):
     assert answer.usage.completion_tokens < LIMIT / 2 and not answer.choices[0].message.tool_calls
 
 
-def test_a_talk_without_tools_stops_by_itself(ask):
-    reply = ask({"role": "user", "content": "Hello!"})
+def test_a_talk_that_needs_no_tool_stops_by_itself(ask):
+    reply = ask({"role": "user", "content": "Good morning from Velmora."}, tools=TOOLS)
     assert reply.choices[0].finish_reason == "stop" and reply.usage.completion_tokens < LIMIT
     assert reply.choices[0].message.content and "<end_of_turn>" not in reply.choices[0].message.content
+    alone = ask({"role": "user", "content": "Good morning from Velmora."})  # as it never was in training: what it says is its own affair
+    assert alone.choices[0].message.content and "<end_of_turn>" not in alone.choices[0].message.content
 
 
 def test_the_same_in_pieces(ask):
