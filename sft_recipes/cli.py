@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from .recipe import RecipeError, summaries
+from .stopping import CODE, Stopped
 
 app = typer.Typer(
     help="Supervised fine-tuning on TRL and PEFT that trains exactly what the model will generate when served.",
@@ -42,6 +43,9 @@ def one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
             for fault in error.faults:
                 typer.echo(f"error: {fault}", err=True)
             raise typer.Exit(1) from None
+        except Stopped as stopped:
+            typer.echo(f"stopped: {stopped}; the same command goes on from there", err=True)
+            raise typer.Exit(CODE) from None
 
     return run
 
@@ -118,7 +122,7 @@ def train(
     context: typer.Context,
     recipe: RecipeName,
     scale: Scale = "auto",
-    resume: Annotated[bool, typer.Option(help="Continue from the run's newest checkpoint.")] = False,
+    resume: Annotated[bool | None, typer.Option(help="Continue the run; without it, only where it is this very run, unfinished.")] = None,
 ) -> None:
     """Check, train, evaluate before and after, merge, prove; every arm of an ablation, and compare them.
 
@@ -147,7 +151,7 @@ def train(
         write_report(Run(Path(str(resolved.config.output_dir))))  # once more, with the comparison
 
 
-def _train(report: Any, resuming: bool) -> None:
+def _train(report: Any, resuming: bool | None) -> None:
     """One run; TRL seeds all random generators when the trainer is made, so that none has an effect on the next."""
     import gc
 
@@ -157,7 +161,7 @@ def _train(report: Any, resuming: bool) -> None:
 
     gc.collect()  # a trainer is a ring of references: the one before would keep its model until much later
     trainer = from_report(report)
-    trainer.train(resume_from_checkpoint=resuming or None)
+    trainer.train(resume_from_checkpoint=resuming)
     if trainer.is_world_process_zero():
         screen.print_summary(summary(trainer.run))
 

@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .replies import parse
@@ -56,6 +56,10 @@ class Sample:
     scores: dict[str, float] = field(default_factory=dict)
     manner: frozenset[str] = frozenset()
 
+    def kept(self) -> dict[str, Any]:
+        """Plain data for a checkpoint, without the question; `recalled` reads it."""
+        return {"reply_ids": self.reply_ids, "reply": self.reply, "scores": self.scores, "manner": sorted(self.manner)}
+
     def as_dict(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Plain data for `samples.jsonl`, with texts for ids."""
         asked = asdict(self.question)
@@ -74,6 +78,7 @@ def generate(
     batch_size: int = 64,
     desc: str = "generating",
     streamer: Any = None,
+    leave: Callable[[], Any] = lambda: False,
 ) -> list[list[int]]:
     """Greedy continuations, each up to and including its stop token or cut at the limit.
 
@@ -88,6 +93,7 @@ def generate(
         max_new_tokens: limit per continuation, in tokens.
         batch_size: prompts, at most.
         streamer: transformers' for the tokens as they come, of one prompt; all of it is one round.
+        leave: asked after each token; once it is true, the replies end where they are.
 
     Returns:
         the new ids of each prompt, in the order of `prompts`.
@@ -102,13 +108,15 @@ def generate(
             if together:  # a process that is done takes part in the others' forward passes, with a batch of no prompts
                 batches += [[]] * (max(gather_object([len(batches)])) - len(batches))
             for chosen in batches:
+                if leave() and not together:
+                    break
                 asked = [prompts[i] + replies[i] for i in chosen] or [sorted(stops)[:1]]
-                found = _continued(model, asked, stops, pad_id, limit if chosen else 1, streamer, together)
+                found = _continued(model, asked, stops, pad_id, limit if chosen else 1, streamer, together, leave)
                 for i, new in zip(chosen, found, strict=False):
                     replies[i] += _until_stop(new, stops)
                 bar.update(sum(replies[i][-1] in stops for i in chosen if replies[i]))
             left = [i for i in left if not replies[i] or replies[i][-1] not in stops]
-            if not batches:
+            if not batches or (leave() and not together):
                 break
     model.train(training)
     return replies
@@ -123,14 +131,32 @@ def _rounds(limit: int) -> Iterator[int]:
 
 
 def _continued(
-    model: PreTrainedModel, asked: list[list[int]], stops: set[int], pad_id: int, limit: int, streamer: Any, together: bool
+    model: PreTrainedModel,
+    asked: list[list[int]],
+    stops: set[int],
+    pad_id: int,
+    limit: int,
+    streamer: Any,
+    together: bool,
+    leave: Callable[[], Any],
 ) -> list[list[int]]:
     """What follows each prompt of a batch, `limit` tokens at most; what follows a stop token means nothing."""
     ids, mask = _left_padded(asked, pad_id)
     inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
     config = GenerationConfig(max_new_tokens=limit, do_sample=False, eos_token_id=sorted(stops), pad_token_id=pad_id)
-    out = model.generate(**inputs, generation_config=config, streamer=streamer, synced_gpus=together)
+    left = StoppingCriteriaList([_Left(leave)])
+    out = model.generate(**inputs, generation_config=config, streamer=streamer, synced_gpus=together, stopping_criteria=left)
     return out[:, ids.shape[1] :].tolist()
+
+
+class _Left(StoppingCriteria):
+    """Every reply is at its end once `leave` is true; where processes go in step, this one follows the others from there on."""
+
+    def __init__(self, leave: Callable[[], Any]):
+        self.leave = leave
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
+        return torch.full((len(input_ids),), bool(self.leave()), device=input_ids.device)
 
 
 def _first() -> bool:
@@ -179,6 +205,11 @@ def judge(
         manner = {k: value for k, value in manner_of(ids, stopped, asked_ids[question.user]).items() if k not in own}
         samples.append(Sample(question, ids, reply, {**own, **manner}, frozenset(manner)))
     return samples
+
+
+def recalled(kept: Sequence[dict[str, Any]], questions: Sequence[Question]) -> list[Sample]:
+    """Samples from what `Sample.kept` gave of each, in the order of the questions."""
+    return [Sample(q, s["reply_ids"], s["reply"], s["scores"], frozenset(s["manner"])) for q, s in zip(questions, kept, strict=True)]
 
 
 def share(questions: Sequence[Question], rank: int, processes: int) -> Sequence[Question]:

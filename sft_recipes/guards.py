@@ -50,6 +50,15 @@ class Guard:
         self._largest, self._steps, self._in_a_row = max(self._largest, norm), self._steps + 1, 0
         return None
 
+    def progress(self) -> dict[str, Any]:
+        """What the judgement of later steps depends on, as plain data."""
+        return {"largest": self._largest, "steps": self._steps, "in_a_row": self._in_a_row, "skipped": self.skipped}
+
+    def take_up(self, progress: dict[str, Any]) -> None:
+        """Go on from what `progress` gave."""
+        self._largest, self._steps, self._in_a_row = progress["largest"], progress["steps"], progress["in_a_row"]
+        self.skipped = list(progress["skipped"])
+
     def refuse(self, step: int, fault: str, culprits: Sequence[str], kept: str) -> str:
         """Stop at a bad step, or give the line that says it is skipped.
 

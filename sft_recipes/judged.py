@@ -1,4 +1,4 @@
-"""`JudgedTrainer`: a `StepTrainer` that is judged by what it generates (promise 8), and by what it keeps of what it knew.
+"""`JudgedTrainer`: a `LastingTrainer` that is judged by what it generates (promise 8), and by what it keeps of what it knew.
 
 Every evaluation, on all processes together: the held-out loss, every held-out turn generated and scored, the loss on the data to be
 kept. The checkpoint with the best score is the one that training ends with; of equal scores, that with the lower held-out loss.
@@ -15,10 +15,10 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from . import evaluate as judging
+from .lasting import LastingTrainer
 from .prepare import Prepared
 from .recipe import RecipeError, unknown_name
 from .rows import dataset
-from .step import StepTrainer
 from .verdict.best import best
 from .verdict.forgetting import ACCURACY, LOSS, rise, too_much
 from .weights.checkpoint import restore
@@ -39,6 +39,15 @@ class Judged(NamedTuple):
     samples: list[judging.Sample]
     retained: dict[str, float]
 
+    def kept(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        return {**self._asdict(), "samples": [sample.kept() for sample in self.samples]}
+
+    @classmethod
+    def recalled(cls, kept: dict[str, Any] | None, questions: list[judging.Question]) -> Judged | None:
+        """What `kept` gave, with the questions it was asked."""
+        return cls(**{**kept, "samples": judging.recalled(kept["samples"], questions)}) if kept else None
+
 
 class LastStep(TrainerCallback):
     """The last step is evaluated too, wherever the intervals end: otherwise the finished model would be no candidate."""
@@ -48,21 +57,24 @@ class LastStep(TrainerCallback):
             control.should_evaluate = True
 
 
-class JudgedTrainer(StepTrainer):
-    """A `StepTrainer` with a recipe's held-out conversations, scores, and data to be kept.
+class JudgedTrainer(LastingTrainer):
+    """A `LastingTrainer` with a recipe's held-out conversations, scores, and data to be kept.
 
     Args:
         prepared: rows, questions and stop tokens, from `prepare`.
-        **kwargs: as `StepTrainer` takes them.
+        **kwargs: as `LastingTrainer` takes them.
     """
 
     def __init__(self, prepared: Prepared, **kwargs: Any):
         super().__init__(prepared.recipe, eval_dataset=dataset(prepared.held_out.rows), processing_class=prepared.tokenizer, **kwargs)
         self.prepared = prepared
         self.before: Judged | None = None
+        self.tracked: str | None = None  # the wandb run's id
+        self.logged_before: list[dict[str, Any]] = []  # what it logged, which transformers forgets when training begins
         self.newest: Judged | None = None
         self._judging = False
         self._warned = False
+        self._lost = ""
         self._retained = dataset(prepared.retained.rows) if prepared.retained else None
         self.add_callback(LastStep())
         if prepared.recipe.patience:
@@ -132,7 +144,9 @@ class JudgedTrainer(StepTrainer):
             prepared.stop_ids,
             self.processing_class.pad_token_id,
             prepared.recipe.max_new_tokens,
+            leave=lambda: self.stop.asked,
         )
+        self.refuse_to_go_on()
         own = judging.judge(mine, replies, self.processing_class, prepared.stop_ids, self.score)
         return judging.gathered(own, questions)
 
@@ -143,6 +157,19 @@ class JudgedTrainer(StepTrainer):
         loader = self.get_eval_dataloader(self._retained)
         output = super().evaluation_loop(loader, "Retained", prediction_loss_only=True, metric_key_prefix="retain")
         return {LOSS: output.metrics[LOSS], ACCURACY: self.token_accuracy}
+
+    # Going on
+
+    def _progress(self) -> dict[str, Any]:
+        """With the evaluations before training and the newest one."""
+        judged = {name: found.kept() if found else None for name, found in (("before", self.before), ("newest", self.newest))}
+        return {**super()._progress(), **judged, "logged_before": self.logged_before, "warned": self._warned, "tracked": self.tracked}
+
+    def recall(self, progress: dict[str, Any]) -> None:
+        """The evaluations of a run that goes on, from its checkpoint's `progress.json`: none is repeated."""
+        questions = self.prepared.questions
+        self.before, self.newest = (Judged.recalled(progress[name], questions) for name in ("before", "newest"))
+        self.logged_before, self._warned, self.tracked = (progress[name] for name in ("logged_before", "warned", "tracked"))
 
     # The checkpoint that is kept
 
@@ -171,8 +198,14 @@ class JudgedTrainer(StepTrainer):
         return True
 
     def _load_best_model(self) -> None:
-        if self._whole:
-            restore(self.model, Path(str(self.state.best_model_checkpoint)))
+        """The checkpoint with the best score, where every byte of it is as it was written; else the last step's weights stay."""
+        best = Path(str(self.state.best_model_checkpoint))
+        if fault := self.fault_of(best):
+            self._lost = f"{best}, which was the best, is lost: {fault}"
+            self._warn(f"{self._lost}; the last step's weights are deployed")
+            self.state.best_model_checkpoint = None
+        elif self._whole:
+            restore(self.model, best)
         else:
             super()._load_best_model()
 
@@ -238,6 +271,8 @@ class JudgedTrainer(StepTrainer):
 
     def _why_last(self) -> str:
         """Why there was nothing to choose from."""
+        if self._lost:
+            return self._lost
         if self.args.eval_strategy == IntervalStrategy.NO:
             return "there was no evaluation while training (eval_strategy)"
         if self.args.load_best_model_at_end:

@@ -133,6 +133,7 @@ def describe(resolved: Any, prepared: Any, layout: Any, base: dict[str, Any]) ->
         "layout": layout.as_dict(),
         "versions": {"python": platform.python_version(), **{library: version(library) for library in LIBRARIES}},
         "hardware": hardware(),
+        "processes": resolved.config.world_size,
     }
     return public(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 from functools import partial
@@ -13,7 +14,6 @@ import torch
 from accelerate import DistributedType
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
@@ -27,7 +27,8 @@ from .optim.groups import parameter_groups
 from .optim.neftune import Neftune
 from .optim.schedule import schedule
 from .recipe import Recipe, RecipeError
-from .rows.grouping import LengthGrouped
+from .rows import IGNORED
+from .rows.grouping import LengthGrouped, Shuffled
 from .tally import Tally
 from .unprepared import still_unprepared
 
@@ -62,6 +63,7 @@ class StepTrainer(SFTTrainer):
         self.token_accuracy = 0.0  # of the newest evaluation
         self._since, self._paused = 0.0, 0.0  # seconds: when the first step since the last log began, and spent in evaluations since
         self._batches: list[dict[str, Any]] = []
+        self._taken = 0  # micro-batches of the step, of this process
         self._step_loss: Any = 0.0
         self._step_weight: Any = 1.0
         self.packed = "subtree_end" in (getattr(self.train_dataset, "column_names", None) or ())
@@ -76,15 +78,18 @@ class StepTrainer(SFTTrainer):
         self._signature_columns: Any = [*dict.fromkeys([*self._signature_columns, *COLUMNS])]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Packed rows in random order; separate ones in batches of similar lengths, and those in random order."""
+        """Packed rows in random order; separate ones in steps of similar lengths, and those in random order.
+
+        Which rows a step has depends on how many it has, not on how many processes share them.
+        """
         dataset = train_dataset or self.train_dataset
         if self.args.train_sampling_strategy != "group_by_length" or dataset is None:
             return super()._get_train_sampler(train_dataset)
-        if self.packed:
-            return RandomSampler(dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        lengths = [len(ids) for ids in dataset["input_ids"]]
-        return LengthGrouped(lengths, self.args.train_batch_size * self.accelerator.num_processes, seed)
+        if self.packed:
+            return Shuffled(len(dataset), seed)
+        step = self.args.train_batch_size * self.accelerator.num_processes * self.args.gradient_accumulation_steps
+        return LengthGrouped([len(ids) for ids in dataset["input_ids"]], step, seed)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> Tensor | None:
         """What the loss of a step is divided by: the supervised tokens of all its batches and processes, or their weight.
@@ -94,7 +99,8 @@ class StepTrainer(SFTTrainer):
         """
         if not batch_samples:
             return None
-        self._batches, self._step_loss = batch_samples, 0.0
+        self._batches, self._step_loss, self._taken = batch_samples, 0.0, 0
+        self._leave_out_repeated(batch_samples[-1])
         if not self._since:
             self._since, self._paused = perf_counter(), 0.0
         mine = torch.stack([loss_weights(batch).sum() for batch in batch_samples]).sum().to(device)
@@ -106,6 +112,28 @@ class StepTrainer(SFTTrainer):
         for batch in batch_samples:
             self._tally.add(positions=batch["input_ids"].numel(), tokens=real(batch), supervised=supervised(batch))
         return self._step_weight
+
+    def _leave_out_repeated(self, batch: dict[str, Any]) -> None:
+        """In the last batch of an epoch accelerate repeats rows of its beginning, so that every process has as many: none is learned
+        twice. They keep their places, with weight 0."""
+        state = self.accelerator.gradient_state
+        if self._replicas == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return
+        rows = len(batch["input_ids"])
+        there = state.remainder - self.accelerator.process_index // self._copies * rows
+        if there < rows:
+            batch["loss_weights"] = torch.nn.functional.pad(loss_weights(batch), (1, 0))
+            batch["loss_weights"][max(0, there) :] = 0
+            batch["labels"] = batch["labels"].clone()
+            batch["labels"][max(0, there) :] = IGNORED
+
+    def training_step(self, model: Any, inputs: dict, num_items_in_batch: Any = None) -> Tensor:
+        """Upstream's. Noise and dropout depend on the seed, the step, and the place of the micro-batch in it, whatever came before and
+        however many processes share the step."""
+        place = self._taken * self._replicas + self.accelerator.process_index // self._copies
+        torch.manual_seed(drawn_from(self.args.seed, self.state.global_step, place))
+        self._taken += 1
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """This micro-batch's share in the mean negative log-likelihood over the supervised tokens of the whole step, in nats."""
@@ -266,3 +294,9 @@ class StepTrainer(SFTTrainer):
     def _warn(self, text: str) -> None:
         if self.is_world_process_zero():
             print(f"warning: {text}", file=sys.stderr)
+
+
+def drawn_from(*numbers: int) -> int:
+    """A seed for torch that differs for different numbers: 63 bits of the BLAKE2 hash of their digits."""
+    digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1

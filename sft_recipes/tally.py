@@ -27,7 +27,12 @@ class Tally:
             reduce: sums a tensor over the processes, which call this together and have the same names.
             device: where it can do so.
         """
+        found = self.everywhere(reduce, device)
+        self.sums = {}
+        return found
+
+    def everywhere(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
+        """The same, and the sums go on."""
         names = sorted(self.sums)
         mine = torch.stack([torch.as_tensor(self.sums[name], dtype=torch.float64, device=device) for name in names]) if names else None
-        self.sums = {}
         return {} if mine is None else dict(zip(names, reduce(mine).tolist(), strict=True))

@@ -31,7 +31,8 @@ def started(trainer: Any) -> Iterator[None]:
     line tells how to upload it later.
 
     Args:
-        trainer: its run folder holds `recipe.json`; at every evaluation it has in `samples` what the model said.
+        trainer: its run folder holds `recipe.json`; at every evaluation it has in `samples` what the model said, and in `tracked` the
+            wandb run that it goes on with, if it does.
     """
     with ExitStack() as stack:
         if trainer.is_world_process_zero():
@@ -139,11 +140,14 @@ def _wandb(trainer: Any) -> Iterator[None]:
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "sft-recipes"),
         name=trainer.args.run_name,
+        id=trainer.tracked,
+        resume="allow" if trainer.tracked else None,
         dir=folder,
         mode=mode,  # type: ignore[arg-type]
         settings=settings,
         config={"recipe": recipe_of(trainer)},
     )
+    trainer.tracked = run.id
     if mode == "offline":
         print(f"wandb is offline; to upload this run later: wandb sync {os.path.relpath(run.dir + '/..')}")
     try:
@@ -164,7 +168,7 @@ def _trackio(trainer: Any) -> Iterator[None]:
     """A run of its own: transformers would go on with the newest of that name, which is an earlier training's."""
     import trackio
 
-    _take_up_trackio(trainer, resume="never")
+    _take_up_trackio(trainer, resume="allow" if trainer.continued_from else "never")
     trackio.log({"train/global_step": trainer.state.global_step})  # it is there once something is logged
     try:
         yield

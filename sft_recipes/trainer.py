@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 
-from . import export, tracking
+from . import continuing, export, tracking
 from .config import RecipeConfig as RecipeConfig
 from .config import Resolved, resolve
 from .evaluate import Sample
@@ -77,40 +78,93 @@ class RecipeTrainer(JudgedTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Evaluate, train, evaluate what is kept, merge and prove; everything lands in the run folder, scores in `self.metrics`.
 
+        Args:
+            resume_from_checkpoint: true, or a checkpoint, continues the run in the folder, false begins anew. `None` continues it where
+                it has not come to its end and is this very run: the weights will be those of a run that was never interrupted.
+
         Returns:
             transformers' `TrainOutput`, with the scores added to its `metrics`.
 
         Raises:
             RecipeError: the deployed model is not the trained one, with everything that differs; or it cannot be written; or it forgot
-                more than the recipe allows.
+                more than the recipe allows; or there is nothing to resume.
+            Stopped: a signal told it to end, and what it has learned is saved.
         """
-        if resume_from_checkpoint is True and not any(self.run.checkpoints.glob("checkpoint-*")):
-            raise RecipeError(f"nothing to resume: no checkpoint in {self.run.checkpoints}")
-        self._describe(anew=not resume_from_checkpoint)
-        with tracking.started(self):
-            self.before = self.judge()
+        begins = self._begins(resume_from_checkpoint)
+        with self.stop.listening(), tracking.started(self):
+            if self.continued_from is None:
+                self._judge_first()
             self.refuse_unknown_metric()
-            first = list(self.state.log_history)  # transformers begins a new one with the training
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-            end, history = self.newest, first + self.state.log_history
-            last = end if end and end.step == self.state.global_step else None
-            after = last if last and self.kept_step == last.step else self.judge_apart()
-            other = last if last is not after else None
-            self.metrics = self._measured(self.before, after, other, history, output.metrics)
-            lines = self._write({"before": self.before, "end": other, "after": after}, history)  # kept, whatever becomes of the merge
-            self.refuse_forgotten(after)
-            self.metrics["merge"] = self._deploy(after.samples, lines)
-            self._report()
+            output = super().train(resume_from_checkpoint=str(begins) if begins else None, **kwargs)
+            with self.stop.at_once():
+                self._conclude(output)
         self.accelerator.wait_for_everyone()
         export.refuse(self.metrics["merge"], self.run.merged)
-        return output._replace(metrics={**output.metrics, **{f"after_{name}": value for name, value in after.scores.items()}})
+        scores = {f"after_{name}": value for name, value in self.metrics["after"].items()}
+        return output._replace(metrics={**output.metrics, **scores})
 
-    def _describe(self, anew: bool) -> None:
+    def _judge_first(self) -> None:
+        """The model as it is before the first step."""
+        with self.stop.at_once():
+            self.before = self.judge()
+        self.logged_before = list(self.state.log_history)  # transformers begins a new one with the training
+
+    def _conclude(self, output: Any) -> None:
+        """From the trained weights to the deployed folder and the report."""
+        assert self.before is not None
+        end, history = self.newest, self.logged_before + self.state.log_history
+        last = end if end and end.step == self.state.global_step else None
+        after = last if last and self.kept_step == last.step else self.judge_apart()
+        other = last if last is not after else None
+        self.metrics = self._measured(self.before, after, other, history, output.metrics)
+        lines = self._write({"before": self.before, "end": other, "after": after}, history)  # kept, whatever becomes of the merge
+        self.refuse_forgotten(after)
+        self.metrics["merge"] = self._deploy(after.samples, lines)
+        self._report()
+
+    def _begins(self, asked: str | bool | None) -> Path | None:
+        """Where training begins: at a checkpoint of the run in the folder, or at its start, an earlier run being moved away.
+
+        Raises:
+            RecipeError: the run in the folder cannot be continued; or the disk is too small.
+        """
+        described = describe(self.resolved, self.prepared, self.layout, base_of(self.resolved.recipe))
+        goes_on = self._goes_on(asked, described)
+        begins = Path(asked) if isinstance(asked, str) else self.newest_checkpoint() if goes_on else None
+        if begins is not None:
+            self.continued_from = begins
+            self.recall(self.progress_of(begins))
+        elif goes_on:
+            self._tell(f"{self.run.folder}: no checkpoint yet; it starts from the beginning")
+        if begins is not None:
+            self._tell(f"continued from {begins}")
+        self.refuse_full()
+        self._describe(described, anew=not goes_on)
+        return begins
+
+    def _goes_on(self, asked: str | bool | None, described: dict[str, Any]) -> bool:
+        """Whether the run in the folder is continued; decided by the first process, before anything in the folder changes."""
+        found: list[Any] = [False]
+        if self.is_world_process_zero():
+            try:
+                found = [continuing.goes_on(self.run, asked, described, self._tell)]
+            except RecipeError as error:
+                found = [error]
+        goes_on = broadcast_object_list(found, 0)[0]
+        if isinstance(goes_on, RecipeError):
+            raise goes_on
+        return goes_on
+
+    def _tell(self, text: str) -> None:
+        if self.is_world_process_zero():
+            print(text, file=sys.stderr)
+
+    def _describe(self, described: dict[str, Any], anew: bool) -> None:
         """What is about to be trained, into the run folder; what lies there of another run is moved away."""
         if self.is_world_process_zero():
             if anew:
                 self.run.set_aside()
-            self.run.write("recipe.json", describe(self.resolved, self.prepared, self.layout, base_of(self.resolved.recipe)))
+            self.run.write("recipe.json", described)
             self.run.write_lines("rows.jsonl", examples(Reader(self.processing_class, self.prepared.stop_ids), self.prepared.rows))
         self.accelerator.wait_for_everyone()
 

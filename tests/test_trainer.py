@@ -135,7 +135,7 @@ def test_a_run_whose_template_has_changed_is_not_merged_with_another(finished, t
 
 
 def test_nothing_to_resume_is_one_line(make):
-    with pytest.raises(RecipeError, match="nothing to resume: no checkpoint in"):
+    with pytest.raises(RecipeError, match="nothing to resume: no run in"):
         make("fresh").train(resume_from_checkpoint=True)
 
 

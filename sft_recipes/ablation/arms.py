@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..config import Resolved, resolve
+from ..continuing import begun, finished
 from ..recipe import RecipeError
 from ..run import Run
 from .comparison import Comparison, compare
@@ -44,17 +45,17 @@ def arms(resolved: Resolved) -> dict[str, Resolved]:
     return found
 
 
-def pending(runs: Mapping[str, Resolved], resume: bool) -> dict[str, bool]:
-    """The runs that are still to be trained, and whether each continues from its newest checkpoint.
+def pending(runs: Mapping[str, Resolved], resume: bool | None) -> dict[str, bool | None]:
+    """The runs that are still to be trained, and what each one's `train` is told of resuming.
 
     Resuming an ablation passes over arms that are finished, and begins those that had not begun. To be asked before the first
     is trained: from then on the answers change, and not on all processes at the same time.
     """
     if not resume:
-        return dict.fromkeys(runs, False)
+        return dict.fromkeys(runs, resume)
     left = {name: _run(arm) for name, arm in runs.items() if len(runs) == 1 or not _finished(arm)}
     first = next(iter(runs))
-    return {name: name == first or any(run.checkpoints.glob("checkpoint-*")) for name, run in left.items()}
+    return {name: name == first or begun(run) for name, run in left.items()}
 
 
 def compared(runs: Mapping[str, Resolved]) -> Comparison:
@@ -71,9 +72,5 @@ def _run(arm: Resolved) -> Run:
 
 
 def _finished(arm: Resolved) -> bool:
-    """Whether the run folder holds this very run from beginning to end: its scores are newer than its recipe."""
-    run = _run(arm)
-    scores, recipe = run.folder / "metrics.json", run.folder / "recipe.json"
-    if not (scores.is_file() and recipe.is_file() and run.merged.is_dir()):
-        return False
-    return run.read("recipe.json")["overrides"] == arm.overrides and scores.stat().st_mtime_ns >= recipe.stat().st_mtime_ns
+    """Whether the run folder holds this very run from beginning to end."""
+    return finished(_run(arm)) and _run(arm).read("recipe.json")["overrides"] == arm.overrides

@@ -41,6 +41,7 @@ class RecipeConfig(SFTConfig):
     save_strategy: str = "epoch"
     save_steps: float = 0.1
     save_total_limit: int | None = 2
+    restore_callback_states_from_checkpoint: bool = True
     project: str = "sft-recipes"  # of trackio
     report_to: None | str | list[str] = "wandb"  # noqa: RUF036  HfArgumentParser wants None first
 
@@ -127,6 +128,7 @@ _FIXED = {
     "loss_type": ("nll", _THE_LOSS),
     "label_smoothing_factor": (0.0, _THE_LOSS),
     "average_tokens_across_devices": (True, _THE_LOSS),
+    "enable_jit_checkpoint": (False, "a run that is told to end saves by itself; two that do so would write into each other"),
     "dataloader_drop_last": (False, "the rows of the last batch would not be trained, or not be judged"),
 }
 

@@ -70,7 +70,7 @@ class Batching:
         generator = torch.Generator().manual_seed(self.seed % 2**64)
         order = list(range(len(lengths)))
         if self.strategy == "group_by_length":
-            order = grouped(lengths, self.batch * self.processes, generator)
+            order = grouped(lengths, self.batch * self.processes * self.accumulation, generator)
         elif self.strategy == "upstream":
             order = trainer_pt_utils.get_length_grouped_indices(list(lengths), self.batch, generator=generator)
         elif self.strategy != "sequential":

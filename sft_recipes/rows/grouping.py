@@ -14,34 +14,54 @@ from torch.utils.data import Sampler
 MEGABATCH = 50  # batches sorted together, of a quarter of the dataset at most; upstream's numbers
 
 
-class LengthGrouped(Sampler[int]):
-    """Indices of rows, every one once, in another order each epoch; consecutive slices of `batch` have similar lengths.
+class Shuffled(Sampler[int]):
+    """Indices of rows, every one once, in another order each epoch.
 
-    The order depends on the seed and the epoch alone, as that of `accelerate.data_loader.SeedableRandomSampler`: it is the same on
-    every process, and in a resumed run.
+    The order depends on the seed and the epoch alone, and is that of `accelerate.data_loader.SeedableRandomSampler`: the same on every
+    process, on however many, and in a resumed run.
 
     Args:
-        lengths: tokens of each row.
-        batch: rows that all processes together take in one micro-batch.
+        count: rows.
         seed: `None` is the seed that torch was given last.
     """
 
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int | None = None):
-        self.lengths, self.batch = lengths, batch
+    def __init__(self, count: int, seed: int | None = None):
+        self.count = count
         self.seed = torch.initial_seed() if seed is None else seed
         self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return self.count
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**64)
-        yield from grouped(self.lengths, self.batch, generator)
+        yield from self.order(torch.Generator().manual_seed((self.seed + self.epoch) % 2**64))
         self.epoch += 1
+
+    def order(self, generator: torch.Generator) -> list[int]:
+        """One epoch's."""
+        return torch.randperm(self.count, generator=generator).tolist()
 
     def set_epoch(self, epoch: int) -> None:
         """Called by accelerate's data loaders and by transformers at the start of each epoch, counted from 0."""
         self.epoch = epoch
+
+
+class LengthGrouped(Shuffled):
+    """The same, where consecutive slices of `batch` have similar lengths.
+
+    Args:
+        lengths: tokens of each row.
+        batch: rows that all processes together take in one optimiser step, as in transformers' own grouping.
+        seed: as for `Shuffled`.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int | None = None):
+        super().__init__(len(lengths), seed)
+        self.lengths, self.batch = lengths, batch
+
+    def order(self, generator: torch.Generator) -> list[int]:
+        """One epoch's; see `grouped`."""
+        return grouped(self.lengths, self.batch, generator)
 
 
 def grouped(lengths: Sequence[int], batch: int, generator: torch.Generator) -> list[int]:
