@@ -61,6 +61,20 @@ def one_by_one(batch: Batch) -> Iterator[tuple[str, Batch]]:
         yield from ((source, {name: value[i : i + 1] for name, value in batch.items()}) for i, source in enumerate(sources))
 
 
+def first_rows(batch: Batch, count: int) -> Batch:
+    """Of a batch of separate rows the first, and no more padding than they need; of rows laid in one (`padding_free`) likewise."""
+    if len(batch["input_ids"]) == len(batch["source"]):
+        mask = batch["attention_mask"][:count]
+        longest = int(mask.sum(1).max())
+        found = {name: value[:count, :longest] for name, value in batch.items() if name != "source"}
+    else:
+        ends = batch["cu_seq_lens_q"][: count + 1]  # TRL's, with the largest difference beside it
+        found = {name: value[:, : ends[-1]] for name, value in batch.items() if isinstance(value, Tensor) and value.ndim == 2}
+        found |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), ends)
+        found |= dict.fromkeys(("max_length_q", "max_length_k"), int(ends.diff().max()))
+    return {**found, "source": batch["source"][:count]}
+
+
 def _alone(batch: Batch, number: int) -> Batch:
     """What one conversation learns, and what that sees: a smaller forest."""
     columns = {name: value[0] for name, value in batch.items() if isinstance(value, Tensor)}

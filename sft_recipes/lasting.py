@@ -171,6 +171,7 @@ class LastingTrainer(StepTrainer):
     def _run_epoch(self, *, model: Any, epoch: int, **kwargs: Any) -> None:
         """Upstream's; first what was due at the checkpoint, and nothing where no step is left, of which upstream takes one more."""
         self._catch_up(model, epoch, kwargs["start_time"])
+        _begin_epoch(kwargs["train_dataloader"], epoch)
         if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(model=model, epoch=epoch, **kwargs)
 
@@ -268,6 +269,15 @@ class _Begun(TrainerCallback):
         if self.trainer.continued_from is not None:
             self.trainer.take_up(self.trainer.progress_of(self.trainer.continued_from))
             self.trainer.continued_from = None
+
+
+def _begin_epoch(loader: Any, epoch: int) -> None:
+    """Tell the epoch to every sampler within a loader. accelerate does not reach the innermost one of several processes when the first
+    batches are skipped: a run resumed in its second epoch would see the order of the first again."""
+    while loader is not None:
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(epoch)
+        loader = getattr(loader, "batch_sampler", None) or getattr(loader, "sampler", None)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from trl import SFTTrainer
 
 from . import attention
 from .attention.sharing import prove
-from .batches import collated
+from .batches import collated, first_rows
 from .guards import SHOWN, FirstSteps, Guard, blame
 from .loss import Scored, context, loss_weights, per_conversation, real, spread, supervised, token_losses
 from .optim.groups import parameter_groups
@@ -115,17 +115,17 @@ class StepTrainer(SFTTrainer):
 
     def _leave_out_repeated(self, batch: dict[str, Any]) -> None:
         """In the last batch of an epoch accelerate repeats rows of its beginning, so that every process has as many: none is learned
-        twice. They keep their places, with weight 0."""
-        state = self.accelerator.gradient_state
-        if self._replicas == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        twice. A batch of nothing else stays as it is, with weight 0, so that this process goes along."""
+        size = self.args.train_batch_size
+        there = len(self.train_dataset) % (size * self._replicas)
+        if self._replicas == 1 or not there or not self.accelerator.gradient_state.end_of_dataloader:
             return
-        rows = len(batch["input_ids"])
-        there = state.remainder - self.accelerator.process_index // self._copies * rows
-        if there < rows:
-            batch["loss_weights"] = torch.nn.functional.pad(loss_weights(batch), (1, 0))
-            batch["loss_weights"][max(0, there) :] = 0
-            batch["labels"] = batch["labels"].clone()
-            batch["labels"][max(0, there) :] = IGNORED
+        there -= self.accelerator.process_index // self._copies * size
+        if there <= 0:
+            batch["loss_weights"] = torch.zeros(batch["labels"].shape, device=batch["labels"].device)
+            batch["labels"] = torch.full_like(batch["labels"], IGNORED)
+        elif there < size:
+            batch.update(first_rows(batch, there))
 
     def training_step(self, model: Any, inputs: dict, num_items_in_batch: Any = None) -> Tensor:
         """Upstream's. Noise and dropout depend on the seed, the step, and the place of the micro-batch in it, whatever came before and

@@ -24,7 +24,7 @@ REAL_DATA = ROOT.parent / "shared" / "data"
 def threads():
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
 
 
 @pytest.fixture(scope="session")
@@ -131,11 +131,20 @@ def gemma_tools():
 
 def command(*words, cwd, **env):
     """Run a command to its end and give it back; its output is shown when it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", **env}
+    threads = "1" if os.environ.get("PYTEST_XDIST_WORKER") else "2"
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, **env}
     environment.pop("WANDB_MODE", None)
     done = subprocess.run([str(w) for w in words], cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
+
+
+def pytest_collection_modifyitems(items):
+    """Two processes share the tests, a file each at a time, as its fixtures are costly; the main job is made once and begins first."""
+    for item in items:
+        together = "main_job" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("main job" if together else item.path.name))
+    items.sort(key=lambda item: "main_job" not in item.fixturenames)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import sys
 import tempfile
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
@@ -11,6 +12,7 @@ from peft import LoraConfig
 from transformers import Gemma4Config, Gemma4ForConditionalGeneration, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from sft_recipes import Recipe, RecipeConfig, RecipeError, supervise
+from sft_recipes.lasting import LastingTrainer
 from sft_recipes.rows import build_rows, dataset, pack
 from sft_recipes.step import StepTrainer
 
@@ -36,6 +38,10 @@ WORDS = [" " + chr(ord("A") + i) * 2 for i in range(16)]  # each conversation ha
 
 def lora():
     return LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj)", init_lora_weights=False, task_type="CAUSAL_LM")
+
+
+def dropout():
+    return LoraConfig(r=4, lora_dropout=0.2, target_modules=r".*language_model.*\.(q_proj|down_proj)", task_type="CAUSAL_LM")
 
 
 KINDS = {
@@ -110,15 +116,15 @@ class Noise:
                 assert not row[start + length : end].any()  # padding
 
 
-def trainer_of(kind, folder, found=None, recipe=None, callbacks=(), **config):
+def trainer_of(kind, folder, found=None, recipe=None, callbacks=(), trainer_class=StepTrainer, **config):
     """A `StepTrainer` of a small model, everything in float32 and nothing clipped unless said otherwise."""
-    make, peft_config = KINDS[kind]
+    make, peft_config = {**KINDS, "dropout-gemma3": (make_small_gemma, dropout)}[kind]
     tokenizer = tokenizer_with("gemma3")
     quiet = dict(report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True, bf16=False, gradient_checkpointing=False)
     steady = dict(max_steps=1, logging_steps=1, max_grad_norm=0.0, learning_rate=1e-2, train_sampling_strategy="random")
     args = RecipeConfig(output_dir=str(folder), dataset_kwargs={"skip_prepare_dataset": True}, **{**quiet, **steady, **config})
     data = dataset(found or rows(tokenizer))
-    return StepTrainer(
+    return trainer_class(
         recipe or Recipe(model="none", data="none"),
         model=make(),
         args=args,
@@ -153,9 +159,52 @@ def one_step(kind, folder, found=None, recipe=None, evaluated=False, **config):
     return trainer.state.log_history[0], gradients.steps[0], trainer
 
 
+class Losses(TrainerCallback):
+    """The loss of every step, and the trained weights at the end."""
+
+    def __init__(self):
+        self.steps, self.weights = [], {}
+
+    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
+        if "loss" in logs:
+            self.steps.append(logs["loss"])
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        self.weights = {name.removeprefix("module."): p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+SHARED = {
+    "padded": dict(per_device_train_batch_size=2),
+    "laid-in-a-row": dict(per_device_train_batch_size=2, padding_free=True, max_length=None),
+    "packed": dict(per_device_train_batch_size=1),
+}
+
+
+def shared(layout, folder, processes, resume=None, **config):
+    """Two epochs of thirteen conversations with noise and dropout, in steps of two micro-batches, wherever those are computed.
+
+    Returns:
+        the loss of each step, and the weights.
+    """
+    losses, found = Losses(), rows(tokenizer_with("gemma3"))[:13]
+    if layout == "packed":
+        found = pack(found, share=True, count=7).rows
+    steady = dict(max_steps=-1, num_train_epochs=2, max_grad_norm=1.0, learning_rate=1e-3, neftune_noise_alpha=5.0)
+    steady |= dict(train_sampling_strategy="group_by_length", gradient_accumulation_steps=2 // processes, **SHARED[layout])
+    trainer = trainer_of("dropout-gemma3", folder, found, None, [losses], LastingTrainer, **{**steady, **config})
+    trainer.continued_from = resume
+    trainer.train(resume_from_checkpoint=resume and str(resume))
+    return losses.steps, losses.weights
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     results = {}
+    place = Path(sys.argv[1]).parent
+    results["shared"] = {layout: shared(layout, place / "two" / layout, 2, save_strategy="steps", save_steps=5) for layout in SHARED}
+    for layout in SHARED:
+        saved = place / "one" / layout / "checkpoint-5"
+        results["resumed", layout] = shared(layout, saved.parent, 2, resume=saved)
     for kind in KINDS:
         with tempfile.TemporaryDirectory() as folder:
             layout = dict(per_device_train_batch_size=4, gradient_accumulation_steps=2)

@@ -165,9 +165,11 @@ def test_resuming_passes_over_finished_arms(declare, tmp_path):
     assert ablation.pending(arms, False) == {"a": False, "b": False, "c": False}
     assert ablation.pending(arms, True) == {"a": True, "b": False, "c": False}  # the trainer says that there is nothing to resume
     first.write("recipe.json", {"overrides": {}})
-    first.write("metrics.json", {})
+    first.write("metrics.json", {"merge": {}})
     first.merged.mkdir()
-    (second.checkpoints / "checkpoint-1").mkdir(parents=True)
+    second.write("recipe.json", {})
+    assert ablation.pending(arms, True) == {"a": True, "b": True, "c": False}  # the proof is missing
+    first.write("metrics.json", {"merge": {"kl": 0.0}})
     assert ablation.pending(arms, True) == {"b": True, "c": False}
     first.write("recipe.json", {"overrides": {"max_steps": "1"}})
     assert ablation.pending(arms, True) == {"a": True, "b": True, "c": False}

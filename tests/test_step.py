@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from steps import KINDS, SIZE, Noise, make_small_llama, one_step, rows, trainer_of
+from steps import KINDS, SHARED, SIZE, Noise, make_small_llama, one_step, rows, shared, trainer_of
 from torch.nn.functional import cross_entropy
 from trl import SFTTrainer
 
@@ -50,9 +50,20 @@ def test_a_step_is_the_same_in_every_layout(whole, kind, layout, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def on_two_processes(tmp_path_factory):
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def on_one_process(place):
+    """The losses and weights of whole runs, saved after five steps."""
+    return {layout: shared(layout, place / "one" / layout, 1, save_strategy="steps", save_steps=5) for layout in SHARED}
+
+
+@pytest.fixture(scope="module")
+def on_two_processes(place, on_one_process):
     """What two processes found, each with half of the conversations."""
-    file = tmp_path_factory.mktemp("two") / "found.pt"
+    file = place / "found.pt"
     program = Path(__file__).with_name("steps.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program), str(file)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=150)
@@ -66,6 +77,29 @@ def test_a_step_is_the_same_on_two_processes(whole, on_two_processes, kind):
     assert found["processes"] == 2
     assert_same_step((found["logs"], found["gradients"]), whole[kind])
     assert_same_step(found["packed"], whole[kind])
+
+
+def assert_same_run(found, expected):
+    """Losses to 1e-5 relative; weights to what Adam makes of rounding."""
+    assert len(expected[0]) > 3 and found[0] == pytest.approx(expected[0][-len(found[0]) :], rel=1e-5)
+    assert found[1].keys() == expected[1].keys()
+    for name, weight in expected[1].items():
+        torch.testing.assert_close(found[1][name], weight, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", SHARED)
+def test_a_run_is_the_same_on_two_processes(on_one_process, on_two_processes, layout):
+    """Thirteen rows fill no number of batches: accelerate repeats some on the second process, which are not learned twice. The
+    order, noise and dropout of a step are its own."""
+    assert_same_run(on_two_processes["shared"][layout], on_one_process[layout])
+
+
+@pytest.mark.parametrize("layout", SHARED)
+def test_a_run_goes_on_with_another_number_of_processes(on_one_process, on_two_processes, place, layout):
+    """What MosaicML Streaming calls elastic determinism, one to two and two to one, in the middle of the second epoch."""
+    assert_same_run(on_two_processes["resumed", layout], on_one_process[layout])
+    resumed = shared(layout, place / "two" / layout, 1, resume=place / "two" / layout / "checkpoint-5")
+    assert_same_run(resumed, on_one_process[layout])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -37,6 +37,7 @@ def tracked(folder, report_to, **config):
     run.write(
         "recipe.json", {"recipe": "small", "overrides": overrides, "resolved": {"max_new_tokens": 9}, "config": {}, "data": {"train": "ab"}}
     )
+    trainer.tracked = trainer.continued_from = None
     with tracking.started(trainer):
         trainer.evaluate()
         trainer.train()
@@ -68,7 +69,7 @@ def records(file):
 
 def test_wandb_gets_scores_generations_recipe_and_report_and_no_secret(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sft-recipes", "train", "small", "--hub_token", SECRET])
-    tracked(tmp_path, "wandb", hub_token=SECRET)
+    trainer = tracked(tmp_path, "wandb", hub_token=SECRET)
     wandb.teardown()  # its service has written everything
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     found = list(records(next(folder.glob("*.wandb"))))
@@ -96,6 +97,13 @@ def test_wandb_gets_scores_generations_recipe_and_report_and_no_secret(tmp_path,
     assert rows["before"][0] == [0, "before", "a.jsonl:0", "<b>Weather?</b>", "no", call, 0]
     assert rows["after"][1] == [1, "after", "a.jsonl:1", "And now?", "no", "Rain.", 0.5]
     assert not [file for file in (tmp_path / "wandb").rglob("*") if file.is_file() and b"Planted" in file.read_bytes()]
+
+    with tracking._wandb(trainer):  # of a run that was continued
+        pass
+    wandb.teardown()
+    (again,) = set((tmp_path / "wandb").glob("offline-run-*")) - {folder}
+    ids = [{r.run.run_id for r in records(next(place.glob("*.wandb"))) if r.HasField("run")} for place in (folder, again)]
+    assert ids[0] == ids[1] == {trainer.tracked}
 
 
 def test_a_table_has_a_hundred_rows_at_most_and_a_column_for_each_score():

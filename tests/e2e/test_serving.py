@@ -37,7 +37,7 @@ def serving(folder, log, seconds=180):
     """The server's address, while it runs."""
     address = f"http://127.0.0.1:{free_port()}"
     words = [Path(sys.executable).with_name("transformers"), "serve", folder, "--host", "127.0.0.1", "--port", address.rpartition(":")[2]]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with log.open("w") as out:
         server = subprocess.Popen([str(word) for word in words], stdout=out, stderr=subprocess.STDOUT, env=environment)
     try:
