@@ -12,7 +12,7 @@ BIN := .venv/bin
 DATA_ARG := $(if $(DATA),--data $(DATA))
 ON_RECIPE = $(BIN)/sft-recipes $@ $(RECIPE) --scale $(SCALE) $(DATA_ARG) $(ARGS)
 
-.PHONY: setup train check show plan list eval merge chat report test lint format bench tiny-base tiny-data code-base scratch-bases notebook
+.PHONY: setup train check show plan list eval merge chat report test lint format bench kill tiny-base tiny-data code-base scratch-bases notebook
 
 setup: .venv/.installed
 
@@ -48,6 +48,11 @@ format: setup
 
 bench: setup
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
+
+# Runs killed at 50 random moments, then told to end at 50, and continued: every weight has to be that of the run let be (half an hour).
+kill: setup
+	$(BIN)/python tests/kill.py --times 50
+	$(BIN)/python tests/kill.py --times 50 --signal SIGTERM
 
 # The embedded model and data of the tiny scale, made anew (23 minutes on 2 cores; the result is in the repository).
 tiny-base: setup

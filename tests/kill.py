@@ -1,6 +1,7 @@
-"""Kill a run with SIGKILL at random moments, resume it, and compare every weight with those of the run that was let be.
+"""Kill a run at random moments, resume it, and compare every weight with those of the run that was let be.
 
-`python tests/kill.py --times 50` (make kill). The moments are drawn over the whole of the run, every fourth in the middle of a save.
+`python tests/kill.py --times 50` (make kill), `--signal SIGTERM` to tell it to end instead. The moments are drawn over the whole of
+the run, every fourth in the middle of a save.
 Each run is a process of its own, forked from one that has imported everything and computed nothing; so is the proof of its merge,
 which is a new interpreter otherwise. The command is the one that a person types.
 """
@@ -31,39 +32,48 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--times", type=int, default=50)
     asked.add_argument("--seed", type=int, default=0)
+    asked.add_argument("--signal", default="SIGKILL")
     given = asked.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        found = killed(given.times, random.Random(given.seed))
+        found = killed(given.times, random.Random(given.seed), signal.Signals[given.signal])
     print(json.dumps(found, indent=1))
     sys.exit(found["identical"] != given.times)
 
 
-def killed(times: int, draw: random.Random) -> dict:
-    """Where the runs were killed, and of how many the weights are those of the run that was not."""
+def killed(times: int, draw: random.Random, number: signal.Signals) -> dict:
+    """Where the runs were killed, and of how many the weights are those of the run that was not; `slowest`: seconds to the end."""
     import sft_recipes.trainer  # noqa: F401  what every run needs, once
 
     forked(prepared, Path("log"))
     began = time.monotonic()
     assert forked(lambda: train("whole"), Path("whole.log")) == 0, Path("whole.log").read_text()[-2000:]
     seconds, expected = time.monotonic() - began, weights(Path("whole"))
-    phases, identical, wrong = Counter(), 0, []
-    for number in range(times):
-        name = f"run-{number}"
-        in_a_save = draw.randrange(1, SAVES + 1) if number % 4 == 1 else 0
+    phases, ends, identical, wrong, slowest = Counter(), Counter(), 0, [], 0.0
+    for run in range(times):
+        name = f"run-{run}"
+        in_a_save = draw.randrange(1, SAVES + 1) if run % 4 == 1 else 0
         moment = draw.uniform(0.0, 0.01) if in_a_save else draw.uniform(0.15, 1.0) * seconds
-        phases[kill(name, moment, in_a_save)] += 1
+        phase, ended, took = kill(name, moment, in_a_save, number)
+        phases[phase] += 1
+        ends[ended] += 1
+        slowest = max(slowest, took)
         resume = ["--resume"] if Path(name, "recipe.json").is_file() else []
         code = forked(lambda name=name, resume=resume: train(name, *resume), Path(f"{name}.log"))
         if code == 0 and weights(Path(name)) == expected:
             identical += 1
         else:
             wrong.append({"run": name, "code": code, "said": Path(f"{name}.log").read_text()[-1500:]})
-    return {"times": times, "identical": identical, "seconds": round(seconds, 1), "killed": dict(phases), "wrong": wrong}
+    told = {"seconds": round(seconds, 1), "killed": dict(phases), "exit_codes": dict(ends), "slowest": round(slowest, 2)}
+    return {"times": times, "identical": identical, **told, "wrong": wrong}
 
 
-def kill(name: str, moment: float, in_a_save: int) -> str:
-    """Start a run and kill it: so many seconds after it began, or after its n-th save did; what it was doing."""
+def kill(name: str, moment: float, in_a_save: int, number: signal.Signals) -> tuple[str, int, float]:
+    """Start a run and kill it: so many seconds after it began, or after its n-th save did.
+
+    Returns:
+        what it was doing, its exit code, and the seconds until it had ended.
+    """
     folder, began = Path(name), time.monotonic()
     process = fork(lambda: train(name), Path(f"{name}.log"))
     saving, saves, inside = folder / "checkpoints" / ".saving", 0, False
@@ -77,10 +87,12 @@ def kill(name: str, moment: float, in_a_save: int) -> str:
             break
         time.sleep(0.0005)
     else:
-        return "ended before"
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    return phase(folder)
+        return "ended before", 0, 0.0
+    sent, was = time.monotonic(), phase(folder)
+    os.kill(process, number)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    (folder / "evaluating").unlink(missing_ok=True)
+    return was, code, time.monotonic() - sent
 
 
 def phase(folder: Path) -> str:
@@ -90,7 +102,6 @@ def phase(folder: Path) -> str:
     if (folder / "checkpoints" / ".saving").exists():
         return "save"
     if (folder / "evaluating").exists():
-        (folder / "evaluating").unlink()
         return "evaluation"
     if (folder / "metrics.json").exists():
         return "merge"
