@@ -15,6 +15,7 @@ from sft_recipes import Recipe, RecipeConfig, RecipeError, supervise
 from sft_recipes.lasting import LastingTrainer
 from sft_recipes.rows import build_rows, dataset, pack
 from sft_recipes.step import StepTrainer
+from sft_recipes.stopping import Stopped
 
 SIZE = dict(vocab_size=2048, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
 
@@ -197,6 +198,27 @@ def shared(layout, folder, processes, resume=None, **config):
     return losses.steps, losses.weights
 
 
+class ToldInOne(TrainerCallback):
+    """The second process alone is told to end, in the third step."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2 and args.process_index == 1:
+            self.trainer.stop.asked = "SIGTERM"
+
+
+def stopped_in_one(folder):
+    """What each process says when it has ended."""
+    trainer = trainer_of("lora-gemma3", folder, trainer_class=LastingTrainer, max_steps=5, per_device_train_batch_size=2)
+    trainer.add_callback(ToldInOne(trainer))
+    try:
+        trainer.train()
+    except Stopped as stopped:
+        return gather_object([str(stopped)])
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     results = {}
@@ -205,6 +227,7 @@ if __name__ == "__main__":
     for layout in SHARED:
         saved = place / "one" / layout / "checkpoint-5"
         results["resumed", layout] = shared(layout, saved.parent, 2, resume=saved)
+    results["stopped"] = stopped_in_one(place / "stopped")
     for kind in KINDS:
         with tempfile.TemporaryDirectory() as folder:
             layout = dict(per_device_train_batch_size=4, gradient_accumulation_steps=2)

@@ -11,7 +11,7 @@ from steps import KINDS, SHARED, SIZE, Noise, make_small_llama, one_step, rows, 
 from torch.nn.functional import cross_entropy
 from trl import SFTTrainer
 
-from sft_recipes import Recipe, RecipeError
+from sft_recipes import Recipe, RecipeError, checkpoints
 from sft_recipes.optim import parameter_groups
 from sft_recipes.optim.schedule import warmup_then_cosine
 from sft_recipes.rows import IGNORED
@@ -100,6 +100,14 @@ def test_a_run_goes_on_with_another_number_of_processes(on_one_process, on_two_p
     assert_same_run(on_two_processes["resumed", layout], on_one_process[layout])
     resumed = shared(layout, place / "two" / layout, 1, resume=place / "two" / layout / "checkpoint-5")
     assert_same_run(resumed, on_one_process[layout])
+
+
+def test_where_one_process_is_told_to_end_all_do_with_a_good_checkpoint(on_two_processes, place):
+    saved = place / "stopped" / "checkpoint-3"
+    first, second = on_two_processes["stopped"]
+    assert first == f"another process was told to end: step 3 is saved in {saved}" and second == f"SIGTERM: step 3 is saved in {saved}"
+    assert checkpoints.newest(place / "stopped") == (saved, [])
+    assert (saved / "rng_state_0.pth").is_file() and (saved / "rng_state_1.pth").is_file()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -26,7 +26,7 @@ class RecipeConfig(SFTConfig):
 
     AdamW with betas (0.9, 0.95) and decay 0.1, on matrices only; a warm-up that begins above 0, then cosine to a tenth of the
     peak; no NaN hidden from the logged loss; rows of similar length share a batch; an evaluation and a checkpoint an epoch, of which
-    the best and the newest are kept; wandb.
+    the best and the newest are kept; callbacks (early stopping) that go on where they were in a resumed run; wandb.
     """
 
     adam_beta2: float = 0.95
