@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ from .meter import _reset, status
 
 BOUND = 0.15  # relative difference
 STEPS = 2
+HELD = "bytes held:"
 SHARE = 5  # one of so many tokens carries loss
 QUIET: Any = dict(report_to="none", save_strategy="no", eval_strategy="no", logging_strategy="no", disable_tqdm=True)
 
@@ -100,7 +102,6 @@ def predicted(case: Case) -> Memory:
 
 def measured(case: Case) -> float:
     """Bytes at the peak of a few steps, in this process."""
-    _train(Case("warm-up", width=128, layers=2, vocabulary=2048, length=128, batch=case.batch, lora=case.lora))
     before = _reset()
     assert before is not None, "needs Linux"
     _train(case)
@@ -133,21 +134,20 @@ def _row(case: Case, number: int) -> dict[str, Any]:
     return {"input_ids": ids, "labels": labels, "source": f"random:{number + 1}"}
 
 
-def compare(case: Case) -> dict[str, Any]:
-    """Both figures of a case in GB, measured in a process of its own, and how far the prediction is off."""
+def compare_all(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Both figures of each case in GB, measured in one process apart, and how far the prediction is off."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "benchmarks.memory", json.dumps(asdict(case))]
+    words = [sys.executable, "-m", "benchmarks.memory", *(json.dumps(asdict(case)) for case in cases)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
-    expected, found = predicted(case), float(done.stdout.splitlines()[-1])
-    return {
-        "name": case.name,
-        "predicted": expected.total / 1e9,
-        "measured": found / 1e9,
-        "off": expected.total / found - 1,
-        "when": expected.moment,
-    }
+    sizes = [float(line.removeprefix(HELD)) for line in done.stdout.splitlines() if line.startswith(HELD)]
+    return [_result(case, predicted(case), size) for case, size in zip(cases, sizes, strict=True)]
+
+
+def _result(case: Case, expected: Memory, found: float) -> dict[str, Any]:
+    figures = {"predicted": expected.total / 1e9, "measured": found / 1e9, "off": expected.total / found - 1}
+    return {"name": case.name, **figures, "when": expected.moment}
 
 
 def line(result: dict[str, Any]) -> str:
@@ -158,11 +158,15 @@ def line(result: dict[str, Any]) -> str:
 if __name__ == "__main__":
     hush()
     if len(sys.argv) > 1:
-        print(measured(Case(**json.loads(sys.argv[1]))))
+        asked = [Case(**json.loads(word)) for word in sys.argv[1:]]
+        for again in dict.fromkeys((case.batch, case.lora, case.checkpointing) for case in asked):
+            _train(Case("warm-up", 128, 2, 2048, 128, *again))
+        for case in asked:
+            print(f"{HELD} {measured(case)}", flush=True)
     else:
         worst = 0.0
         for each in CASES:
-            result = compare(each)
+            result = compare_all([each])[0]
             worst = max(worst, abs(result["off"]))
             print(line(result), flush=True)
         print(f"worst {worst:.1%}, bound {BOUND:.0%}")
