@@ -61,10 +61,8 @@ def test_quantised_is_what_bitsandbytes_takes():
     found = numbers(llama(), adapter=LORA, quantization=four, dtype="bfloat16")
     small = [w for w in found.weights if w.stored == "nf4"]
     assert len(small) == 7 + 4 and not any(w.shardable for w in small)
-    floats = dataclasses.replace(
-        recipe(adapter=LORA), quantization=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_storage="bfloat16")
-    )
-    assert all(w.shardable for w in shapes.model_of(llama(), floats, 8, ("stored",), True).weights)
+    floats = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_storage="bfloat16")
+    assert all(w.shardable for w in numbers(llama(), length=8, adapter=LORA, quantization=floats).weights)
 
 
 def test_a_few_layers_and_a_line_are_all_layers(monkeypatch):

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv
 
 NAMES = {True: "sft_recipes_traced_packed", False: "sft_recipes_traced_separate"}
 
@@ -170,7 +171,7 @@ def _packed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args:
 
 def _separate(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
     groups = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
+    key, value = (repeat_kv(x, groups) for x in (key, value))
     return _packed(module, query, key, value)
 
 
