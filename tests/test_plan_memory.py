@@ -153,6 +153,16 @@ def test_changes_are_taken_together_where_one_is_not_enough_and_what_is_not_need
     assert found == ["--gradient_checkpointing true", "--per_device_train_batch_size 1 --gradient_accumulation_steps 4"]
 
 
+def test_what_is_learned_is_left_alone_as_long_as_two_other_changes_do():
+    """A LoRA alone would do, too."""
+    own, light = model(10**8, passes=LONG), model(10**8, "bfloat16", trainable=False)
+    start = on(length=8000, cuda=True)
+    found = fitting.smallest({fitting.OWN: own, fitting.LORA: light, fitting.QLORA: light}.__getitem__, start, fitting.Row(4, 1000), 5e9)
+    assert [one.model for one in found] == [fitting.OWN, fitting.OWN]
+    last = found[-1].setting
+    assert last.checkpointing and (last.length, last.accumulation) == (2000, 4) and last.length * last.accumulation == start.length
+
+
 def test_state_that_is_too_large_is_put_in_parts_before_it_is_changed():
     heavy = dataclasses.replace(model(1), weights=tuple(Weight((10**8,), "float32", True, i) for i in range(100)))
     assert change(60e9, 8, own=heavy) == ["--engine fsdp2"]

@@ -21,7 +21,7 @@ from ..weights import unweighted
 from . import compute
 from .devices import PRICES, Device, find, here
 from .fitting import LORA, OWN, QLORA, Row, after, both_ways, smallest
-from .memory import ENGINES, Setting, needed, precision
+from .memory import ENGINES, Setting, needed, precision, state
 from .model import Model
 from .shapes import model_of
 from .sharding import simulated
@@ -192,7 +192,8 @@ def _memory(model: Model, setting: Setting) -> dict[str, dict[str, Any]]:
         memory = needed(model, dataclasses.replace(setting, engine=engine))
         parts = {name: value / 1e9 if isinstance(value, float | int) else value for name, value in asdict(memory).items()}
         totals = {"total": memory.total / 1e9, "without_checkpointing": ways[engine][0] / 1e9, "with_checkpointing": ways[engine][1] / 1e9}
-        found[engine] = {**parts, **totals}
+        whole = state(model, dataclasses.replace(setting, engine=engine))[1] / 1e9
+        found[engine] = {**parts, **totals, "all_gradients": whole}
     return found
 
 

@@ -14,7 +14,7 @@ from ..show.listing import CONTEXT
 out = Console(highlight=False)
 PARTS = {
     "weights": "weights",
-    "gradients": "gradients",
+    "gradients": "gradients by then",
     "optimizer": "optimizer state",
     "activations": "activations",
     "loss": "logits and loss",
@@ -22,6 +22,7 @@ PARTS = {
     "total": "at most",
     "without_checkpointing": "  without checkpointing",
     "with_checkpointing": "  with checkpointing",
+    "all_gradients": "all gradients",
 }
 NUMBERS = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
 
