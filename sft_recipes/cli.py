@@ -281,13 +281,23 @@ def _compare(runs: list[Any], file: Path, as_json: bool) -> None:
 
 @app.command(context_settings=FIELDS)
 @one_line_errors
-def plan(context: typer.Context, recipe: RecipeName, scale: Scale = "auto", as_json: AsJson = False) -> None:
-    """Tokens, steps and the size of the weights, before anything is trained."""
-    from . import preflight, screen
-    from .config import resolve
+def plan(
+    context: typer.Context,
+    recipe: RecipeName,
+    scale: Scale = "auto",
+    gpu: Annotated[str, typer.Option(help="Such as h100, a100-80, l4, or cpu; without it what this machine has.")] = "",
+    gpus: Annotated[int, typer.Option(help="How many, on all nodes together.")] = 1,
+    engine: Annotated[str, typer.Option(help="ddp, zero2, zero3 or fsdp2; without it ddp for one device, fsdp2 for several.")] = "",
+    mfu: Annotated[float, typer.Option(help="Share of the device's peak that is used.")] = 0.4,
+    price: Annotated[float | None, typer.Option(help="US dollars an hour for one device.")] = None,
+    tensor: Annotated[int, typer.Option(help="Devices that share the work on a row (tensor parallelism).")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Memory, steps, hours and cost, before anything is trained; with --gpu of the full scale."""
+    from .plan import machine, planned, tables
 
-    planned = preflight.plan(preflight.check(resolve(recipe, scale, **fields(context))))
-    print(json.dumps(planned)) if as_json else screen.print_scores(planned)
+    resolved, found = planned(recipe, scale, machine(gpu, gpus, engine, mfu, price, tensor), **fields(context))
+    print(json.dumps(found)) if as_json else tables.show(resolved, found)
 
 
 def main() -> None:

@@ -49,6 +49,7 @@ MAY = {
     "show": {"recipe", "rows"},
     "run": {"recipe", "excerpt", "public"},
     "lineage": {"recipe", "run", "weights"},
+    "plan": {"recipe", "config", "preflight", "weights", "rows", "show"},
     "config": {"recipe", "optim", "lineage", "scores"},
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "accelerate")

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sft_recipes import Recipe, RecipeError, build_trainer, preflight
 from sft_recipes.attention import Layout as Attention
 from sft_recipes.attention.sharing import obstacle
+from sft_recipes.plan import plan
 from sft_recipes.preflight import tables
 from sft_recipes.preflight.cost import Cost, cost
 from sft_recipes.preflight.layouts import Abilities, abilities, choose
@@ -242,7 +243,7 @@ def test_steps_and_tokens_are_those_of_the_trainers_own_batches(make, fields):
     assert found["tokens_per_step"] == round(layout["tokens"][layout["chosen"]] / per_epoch)
     assert sum(len(set(batch["source"])) for batch in batches) == 48 and found["conversations_per_step"] == round(48 / per_epoch, 1)
     assert layout["supervised_tokens"] == sum(int((batch["labels"] >= 0).sum()) for batch in batches)
-    planned = preflight.plan(preflight.check(trainer.resolved, talks(53)))
+    planned = plan(preflight.check(trainer.resolved, talks(53)))
     assert planned["rows"] == layout["name"] == trainer.layout.name and planned["steps"] == in_all
     assert planned["conversations_per_step"] == found["conversations_per_step"]
 

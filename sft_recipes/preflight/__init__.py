@@ -3,12 +3,11 @@
 lengths      how long rows are, and their padding          cost         what a model computes over them
 layouts      how they are laid out, and why                steps        optimiser steps, and what is in one
 omitted      what is too long, or teaches nothing          duplicates   what stands in the data twice
-advice       settings that are seldom meant                plan         what the run will take
-tables       the counts, for a terminal                 diversity    how many different ones there are
+advice       settings that are seldom meant                diversity    how many different ones there are
+tables       the counts, for a terminal
 """
 
 from .layouts import Layout
-from .plan import plan
 from .report import PARTS, SAMPLE, Report, check
 
-__all__ = ["PARTS", "SAMPLE", "Layout", "Report", "check", "plan"]
+__all__ = ["PARTS", "SAMPLE", "Layout", "Report", "check"]

@@ -200,7 +200,7 @@ def _not_there(path: str, error: Exception) -> str:
     folder = Path(path)
     if folder.is_absolute() and not folder.is_dir():
         return f"model '{path}': no such folder"
-    beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+    beside = [p.name for p in folder.parent.iterdir() if p.is_dir() and p != folder] if folder.parent.is_dir() else []
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return f"model '{path}' cannot be loaded{nearest(folder.name, beside)}: {reason}"
 
