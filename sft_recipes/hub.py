@@ -54,14 +54,15 @@ def _refused(status: int) -> str:
 
 def _unreached(chain: list[BaseException]) -> str:
     """Why no answer came, or not all of it; empty where that is not what happened."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import constants
 
     kinds = {parent.__name__ for e in chain for parent in type(e).__mro__}
     if kinds & {"RemoteProtocolError", "ReadError", "WriteError"} or _says(chain, "Consistency check failed"):
         return "the connection to the Hub broke off in the middle; the same command goes on where it was"
-    if constants.HF_HUB_OFFLINE and (kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"} or _says(chain, "couldn't connect")):
+    missed = bool(kinds & {"TransportError", "ConnectionError", "TimeoutError", "LocalEntryNotFoundError"})
+    if missed and constants.HF_HUB_OFFLINE:
         return "it is not in the cache, and HF_HUB_OFFLINE is set; unset it, or fetch it with `hf download` first"
-    if kinds & {"TransportError", "ConnectionError", "TimeoutError"} or any(isinstance(e, errors.LocalEntryNotFoundError) for e in chain):
+    if missed:
         return f"the Hub cannot be reached at {constants.ENDPOINT}; check the network, the proxy, and HF_ENDPOINT. {CACHED}"
     return ""
 

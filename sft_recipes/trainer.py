@@ -14,6 +14,7 @@ from . import export, tracking
 from .config import RecipeConfig as RecipeConfig
 from .config import Resolved, resolve
 from .evaluate import Sample
+from .faults import told
 from .judged import Judged, JudgedTrainer
 from .preflight import Layout, Report, check
 from .prepare import Prepared
@@ -74,6 +75,7 @@ class RecipeTrainer(JudgedTrainer):
         settle(self.model, exact)
         told_in_lines(self)
 
+    @told
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Evaluate, train, evaluate what is kept, merge and prove; everything lands in the run folder, scores in `self.metrics`.
 
@@ -82,7 +84,7 @@ class RecipeTrainer(JudgedTrainer):
 
         Raises:
             RecipeError: the deployed model is not the trained one, with everything that differs; or it cannot be written; or it forgot
-                more than the recipe allows.
+                more than the recipe allows; or memory ran out, or a data worker was killed, with the figures to lower.
         """
         if resume_from_checkpoint is True and not any(self.run.checkpoints.glob("checkpoint-*")):
             raise RecipeError(f"nothing to resume: no checkpoint in {self.run.checkpoints}")

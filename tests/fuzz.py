@@ -7,6 +7,7 @@ runs some hundreds (`test_fuzz.py`).
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -56,6 +58,7 @@ def several(job: tuple[str, int, int, str]) -> tuple[Counter, list[str]]:
         os.chdir(folder)
         try:
             for case in range(start, end):
+                Path(os.environ.get("FUZZ_CASE", os.devnull)).write_text(f"{kind} {case}")
                 try:
                     counts[KINDS[kind](case, Path(folder), seed)] += 1
                 except Exception as error:
@@ -71,6 +74,7 @@ def several(job: tuple[str, int, int, str]) -> tuple[Counter, list[str]]:
 
 def prepared_process() -> None:
     """What every process needs once: our cached tokenizer, and transformers silent."""
+    faulthandler.enable()
     quiet()
     import datasets
 
@@ -101,8 +105,8 @@ def main() -> int:
         began, counts = time.perf_counter(), Counter()
         total = getattr(given, kind)
         jobs = [(kind, start, min(start + CHUNK, total), given.seed) for start in range(0, total, CHUNK)]
-        with get_context("spawn").Pool(given.processes, prepared_process) as pool:
-            for found, failures in pool.imap_unordered(several, jobs):
+        with ProcessPoolExecutor(given.processes, get_context("spawn"), prepared_process) as pool:
+            for found, failures in pool.map(several, jobs):  # a process that dies of a case breaks the pool: it is never passed over
                 counts += found
                 failed += len(failures)
                 for failure in failures:

@@ -27,6 +27,7 @@ MAY = {
     "public": set(),
     "data": {"recipe", "hub"},
     "hub": set(),
+    "faults": {"recipe"},
     "turns": {"recipe"},
     "rows": {"recipe", "turns"},
     "loss": {"rows", "attention"},

@@ -27,6 +27,7 @@ from .tokens import as_special, new_ids, reserved
 
 SAFE = {"trust_remote_code": False}
 NO_CODE = "Python code from its repository, which is never run here; take a model that transformers itself knows"
+SMALLER = "quantise it to 4 bits with `quantization`, or take a smaller one"
 PICKLED = "its weights are not in safetensors, and a pickle (pytorch_model.bin) can run code when it is read"
 CONVERTED = "`AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)` makes safetensors of weights that you trust"
 # What transformers, tokenizers, safetensors and the HTTP client raise of a model that is absent, refused, cut off or of a later version.
@@ -71,8 +72,6 @@ def own_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizer
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision, **SAFE)
     except LOADING as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
         raise RecipeError(_not_there(path, error)) from error
 
 
@@ -108,7 +107,7 @@ def load_model(
         )
     except LOADING as error:
         if isinstance(error, torch.OutOfMemoryError):
-            raise
+            raise RecipeError(f"model '{path}' does not fit into the memory of {on or device()}; {SMALLER}") from error
         raise RecipeError(_not_there(path, error)) from error
     if quantization is not None and device().type == "cpu":
         _compute_alike_in_training_and_evaluation(model)
@@ -213,7 +212,7 @@ def _not_there(path: str, error: Exception) -> str:
     folder = Path(path)
     if folder.is_absolute() and not folder.is_dir():
         return f"model '{path}': no such folder"
-    beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+    beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() and not folder.is_dir() else []
     if not folder.is_dir() and (known := trouble(error, path)):
         return known + nearest(folder.name, beside)
     reason = _unsafe(path, str(error)) or (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -241,8 +240,6 @@ def unweighted(path: str, revision: str | None = None) -> PreTrainedModel:
     try:
         architecture, config = _architecture(path, revision)
     except LOADING as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
         raise RecipeError(_not_there(path, error)) from error
     with torch.device("meta"):
         return architecture._from_config(config)
