@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from .public import public
+
 CACHED = "HF_HUB_OFFLINE=1 takes what is in the cache"
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -26,7 +28,7 @@ def trouble(error: BaseException, name: str, kind: str = "model") -> str:
     from huggingface_hub import constants, errors
 
     chain = list(_causes(error))
-    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    page = f"{public(constants.ENDPOINT)}/{'datasets/' if kind == 'dataset' else ''}{name}"
     what = f"{kind} '{name}'"
     if any(isinstance(e, errors.GatedRepoError) for e in chain) or _says(chain, "is a gated dataset"):
         return f"{what} is gated: accept its licence at {page}, then {LOGIN}"
@@ -63,7 +65,7 @@ def _unreached(chain: list[BaseException]) -> str:
     if missed and constants.HF_HUB_OFFLINE:
         return "it is not in the cache, and HF_HUB_OFFLINE is set; unset it, or fetch it with `hf download` first"
     if missed:
-        return f"the Hub cannot be reached at {constants.ENDPOINT}; check the network, the proxy, and HF_ENDPOINT. {CACHED}"
+        return f"the Hub cannot be reached at {public(constants.ENDPOINT)}; check the network, the proxy, and HF_ENDPOINT. {CACHED}"
     return ""
 
 

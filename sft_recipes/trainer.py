@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,6 +60,8 @@ class RecipeTrainer(JudgedTrainer):
         self.metrics: dict[str, Any] = {}
         args = copy.copy(resolved.config)
         args.output_dir = str(self.run.checkpoints)
+        if args.hub_token:  # upstream writes its arguments into each checkpoint, whole; from here it finds the token as well
+            os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # our rows are whole; TRL would cut them
         packed = self.layout.packed
         if packed is not None:
