@@ -247,6 +247,8 @@ def _ran(words):
     error = result.exception
     if error is not None and not isinstance(error, (SystemExit, click.exceptions.Exit)):
         raise Broken(f"{words}: {type(error).__name__}: {error}") from error
+    if result.exit_code == 130:  # as a person's Ctrl-C, which a recipe may raise too
+        return "interrupted"
     said = [line for line in (result.stderr + result.stdout).split("\n") if line.strip()]
     if result.exit_code and not said:
         raise Broken(f"{words}: exit {result.exit_code} and not a word")

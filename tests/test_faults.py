@@ -7,14 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from steps import trainer_of
 from transformers import TrainerCallback
 
 from sft_recipes import RecipeError, build_trainer
 from sft_recipes.faults import Sizes, fault, lowered
+from sft_recipes.progress import told_in_lines
 from sft_recipes.run import Run
 
 SIZES = Sizes(batch=8, accumulation=2, row_tokens=None, longest=900, checkpointing=True, eval_batch=16, max_new_tokens=64, workers=4)
-SMALL = dict(scale="tiny", report_to="none", max_steps=4, per_device_train_batch_size=4, max_new_tokens=4, held_out=5, packing="none")
+SMALL = dict(
+    scale="tiny", report_to="none", max_steps=4, per_device_train_batch_size=4, max_new_tokens=4, held_out=2, packing="none", retain=None
+)
 
 
 def sized(**changed):
@@ -61,7 +65,10 @@ def test_kept_activations_go_first_and_a_step_stays_as_large():
 def make(small_base, chats, tmp_path_factory):
     def build(name, **overrides):
         folder = tmp_path_factory.mktemp("faults") / name
-        return build_trainer("gemma-tools", **{**SMALL, "model": small_base, "train_dataset": chats(30), "output_dir": folder, **overrides})
+        return build_trainer(
+            "gemma-tools",
+            **{**SMALL, "held_out": 2, "retain": None, "model": small_base, "train_dataset": chats(30), "output_dir": folder, **overrides},
+        )
 
     return build
 
@@ -75,6 +82,16 @@ class At(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             self.work()
+
+
+class Always(TrainerCallback):
+    """Does something at the beginning of every step."""
+
+    def __init__(self, work):
+        self.work = work
+
+    def on_step_begin(self, *args, **kwargs):
+        self.work()
 
 
 def raising(error):
@@ -149,31 +166,22 @@ def test_a_data_worker_that_is_killed_is_named_with_what_helps(make):
         trainer.train()
 
 
-def test_a_clock_that_jumps_changes_nothing(make, monkeypatch):
-    """Far forward, then before 1970 began: the same losses, the same checkpoints, finite speeds, a whole run."""
-    real, jumps = time.time, iter([0, 1e9, -3e9, 5e8, -1e9])
-    now = [0.0]
-    trainers = {}
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    """Far forward, then before 1970 began: the same losses, the same checkpoints, speeds above 0, lines of progress that can be read."""
+    real, now, found, jumps = time.time, [0.0], {}, iter([0, 1e9, -3e9, 5e8])
+    options = dict(max_steps=4, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2)
     for name in ("steady", "jumping"):
-        trainer = trainers[name] = make(name, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, logging_steps=1)
+        trainer = found[name] = trainer_of("full-llama", tmp_path / name, **options)
         if name == "jumping":
             monkeypatch.setattr(time, "time", lambda: real() + now[0])
-
-            class Jump(TrainerCallback):
-                def on_step_begin(self, *args, **kwargs):
-                    now[0] = next(jumps)
-
-            trainer.add_callback(Jump())
+            trainer.add_callback(Always(lambda: now.__setitem__(0, next(jumps))))
+        told_in_lines(trainer)
         trainer.train()
-    steady, jumping = (
-        [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry] for trainer in trainers.values()
-    )
-    assert steady == jumping and len(steady) == 4
-    speeds = [entry["supervised_tokens_per_second"] for entry in trainers["jumping"].state.log_history if "loss" in entry]
+    losses = [[(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e] for trainer in found.values()]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    speeds = [e["supervised_tokens_per_second"] for e in found["jumping"].state.log_history if "loss" in e]
     assert all(0 < speed < 1e9 for speed in speeds)
-    kept = [sorted(p.name for p in trainer.run.checkpoints.iterdir()) for trainer in trainers.values()]
-    assert kept[0] == kept[1]
-    assert trainers["jumping"].run.read("metrics.json")["merge"]["faults"] == []
+    assert {p.name for p in (tmp_path / "jumping").glob("*-*")} == {p.name for p in (tmp_path / "steady").glob("*-*")}
 
 
 def full(*args):

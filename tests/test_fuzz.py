@@ -1,4 +1,4 @@
-"""Some hundred of the mutated cases that `make fuzz` runs in thousands; and that the fuzzer itself notices what it looks for."""
+"""Two hundred of the mutated cases that `make fuzz` runs in thousands; and that the fuzzer itself notices what it looks for."""
 
 import json
 
@@ -9,7 +9,7 @@ import pytest
 
 from sft_recipes.data import reading
 
-FILES, COMMANDS = 200, 40
+FILES, COMMANDS = 150, 50
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,6 +7,8 @@ import wandb
 from typer.testing import CliRunner
 
 from sft_recipes.cli import app
+from sft_recipes.export import deployment
+from sft_recipes.export.proof import compare
 from sft_recipes.public import public, typed
 from sft_recipes.report import write_report
 
@@ -29,9 +31,10 @@ def test_a_real_run_keeps_every_token_to_itself(small_base, jsonl, chats, tmp_pa
     monkeypatch.setenv("WANDB_API_KEY", TOKENS["wandb"])
     monkeypatch.setenv("HF_ENDPOINT", f"https://me:{TOKENS['url']}@example.com")
     monkeypatch.setattr("sft_recipes.trainer.write_report", _refusing(write_report))
+    monkeypatch.setattr(deployment, "prove", lambda merged, record, *args: compare(merged, record))  # without a process of its own: 8 s
     data = jsonl(chats(12))
     small = "--scale tiny --max_steps 1 --save_steps 1 --save_strategy steps --eval_strategy no --max_new_tokens 2 --held_out 2".split()
-    words = ["train", "gemma-tools", *small, "--model", small_base, "--data", data, "--hub_token", TOKENS["hub"]]
+    words = ["train", "gemma-tools", *small, "--model", small_base, "--data", data, "--retain", data, "--hub_token", TOKENS["hub"]]
     monkeypatch.setattr(sys, "argv", ["sft-recipes", *words])
     result = CliRunner().invoke(app, words)
     wandb.teardown()  # its service has written everything
