@@ -105,7 +105,7 @@ def configured(wanted: dict[str, Any]) -> RecipeConfig:
         config = RecipeConfig(**wanted)
     except Exception as error:  # every library that it configures has checks, and errors, of its own
         raise RecipeError(f"the configuration does not hold: {error}") from error
-    faults = [f"{key} is {getattr(config, key)!r}, it must be a number above 0" for key in _POSITIVE if not _positive(getattr(config, key))]
+    faults = [f"{key} is {getattr(config, key)}, it must be above 0" for key in _POSITIVE if not _positive(getattr(config, key))]
     faults += [f"{key} is {getattr(config, key)}: {why}" for key, (value, why) in _FIXED.items() if getattr(config, key) != value]
     faults += _untracked(config.report_to)
     if faults:
