@@ -12,7 +12,7 @@ BIN := .venv/bin
 DATA_ARG := $(if $(DATA),--data $(DATA))
 ON_RECIPE = $(BIN)/sft-recipes $@ $(RECIPE) --scale $(SCALE) $(DATA_ARG) $(ARGS)
 
-.PHONY: setup train check show plan list eval merge chat report test lint format bench kill tiny-base tiny-data code-base scratch-bases notebook
+.PHONY: setup train check show plan list eval merge chat report test fuzz lint format bench kill tiny-base tiny-data code-base scratch-bases notebook
 
 setup: .venv/.installed
 
@@ -36,6 +36,10 @@ merge: setup
 
 test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/pytest $(ARGS)
+
+# Mutated data files, recipes, run folders and command lines, by the thousand (some 20 minutes on one core); a part is in `make test`.
+fuzz: setup
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --files 20000 --commands 2000 $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

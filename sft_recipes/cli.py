@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .public import public
 from .recipe import RecipeError, summaries
 from .stopping import CODE, Stopped
 
@@ -41,7 +42,7 @@ def one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
             verb(*args, **kwargs)
         except RecipeError as error:
             for fault in error.faults:
-                typer.echo(f"error: {fault}", err=True)
+                typer.echo(f"error: {public(fault)}", err=True)
             raise typer.Exit(1) from None
         except Stopped as stopped:
             typer.echo(f"stopped: {stopped}; the same command goes on from there", err=True)

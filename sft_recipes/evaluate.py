@@ -7,8 +7,10 @@ Beside the recipe's own scores every reply has `stops`, and its manner: `length`
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -19,6 +21,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from .recipe import RecipeError
 from .replies import parse
 from .scores import MANNER, distinct, manner_of
 
@@ -201,10 +204,27 @@ def judge(
     for question, ids in zip(questions, replies, strict=True):
         stopped = bool(ids) and ids[-1] in stop_ids
         reply = {**parse(tokenizer, question.prompt_ids, ids, question.expected.get("tools"), stop_ids), "stopped": stopped}
-        own = {**score(reply, question.expected), "stops": float(stopped)}
+        own = {**_scored(score, reply, question), "stops": float(stopped)}
         manner = {k: value for k, value in manner_of(ids, stopped, asked_ids[question.user]).items() if k not in own}
         samples.append(Sample(question, ids, reply, {**own, **manner}, frozenset(manner)))
     return samples
+
+
+def _scored(score: Callable[[dict, dict], dict[str, float]], reply: dict, question: Question) -> dict[str, float]:
+    """What the recipe's hook says of a reply.
+
+    Raises:
+        RecipeError: it raises, or gives something else than numbers by name; with the turn that it was asked of.
+    """
+    where = f"{question.source}, message {question.message_index}"
+    try:
+        found = score(reply, question.expected)
+    except (Exception, SystemExit) as error:  # it is the person's own code
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raise RecipeError(f"{where}: score() raised {type(error).__name__}: {error} ({Path(at.filename).name}:{at.lineno})") from error
+    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, (int, float)) for k, v in found.items()):
+        raise RecipeError(f"{where}: score() gave {str(found)[:80]}, expected numbers by name, as in {{'exact': 1.0}}")
+    return found
 
 
 def recalled(kept: Sequence[dict[str, Any]], questions: Sequence[Question]) -> list[Sample]:

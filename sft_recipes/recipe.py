@@ -15,7 +15,9 @@ import ast
 import dataclasses
 import difflib
 import importlib
+import re
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).parent
 TINY = PACKAGE / "tiny"  # the embedded model and data of the tiny scale
+BREAK, LONGEST = re.compile(r"\s*[\r\n]\s*"), 2000  # of a fault
 # In a wheel our recipes travel inside the package, because a top-level `recipes` collides with others (torchtune's).
 SHIPPED = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.parent / "recipes"
 
@@ -32,16 +35,24 @@ class RecipeError(Exception):
     """One or several faults a person can mend; `str()` gives one line per fault.
 
     Args:
-        faults: what was found, where, and what to do, one text per fault.
+        faults: what was found, where, and what to do, one text per fault; each is made `one_line`.
     """
 
     def __init__(self, *faults: str):
-        self.faults = list(faults)
-        super().__init__("\n".join(faults))
+        self.faults = [one_line(fault) for fault in faults]
+        super().__init__("\n".join(self.faults))
 
 
 class SupervisionError(RecipeError):
     """A turn that cannot be trained exactly as it will be served."""
+
+
+def one_line(text: str) -> str:
+    """A text as one line that any terminal shows as it is, 2,000 characters at most: what a person's data hold may be quoted in it."""
+    text = BREAK.sub(" ", text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,8 @@ class Source:
     """Where conversations come from.
 
     Attributes:
-        path: a `.jsonl` file (one conversation a line), or a dataset of the Hub or folder that `datasets.load_dataset` reads.
+        path: a `.jsonl` file (one conversation a line), a `.json` list, a `.parquet` file, or a dataset of the Hub or folder that
+            `datasets.load_dataset` reads.
         name: the dataset's configuration, as `load_dataset` names it.
         split: the dataset's split, likewise.
     """
@@ -216,7 +228,9 @@ def summaries() -> dict[str, str]:
             text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
         except SyntaxError as error:
             text = f"cannot be read: {error.msg}, line {error.lineno}"
-        lines[name] = text.partition("\n")[0]
+        except (OSError, ValueError, RecursionError, MemoryError) as error:
+            text = f"cannot be read: {error}"
+        lines[name] = one_line(text.partition("\n")[0])
     return lines
 
 
@@ -238,6 +252,8 @@ def load_recipe(name: str) -> type:
         module = importlib.import_module(f"recipes.{files[typed].stem}")
     except SyntaxError as error:
         raise RecipeError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    except (Exception, SystemExit) as error:  # it is the person's own code
+        raise RecipeError(*_raised(files[typed], error)) from error
     found = [
         value
         for value in vars(module).values()
@@ -246,6 +262,14 @@ def load_recipe(name: str) -> type:
     if len(found) != 1:
         raise RecipeError(f"{files[typed]}: expected one class with `recipe = Recipe(...)`, found {len(found)}")
     return found[0]
+
+
+def _raised(file: Path, error: BaseException) -> list[str]:
+    """What a recipe raised, with the line of its file that did."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    where = f"{file}:{lines[-1]}" if lines else str(file)
+    said = error.faults if isinstance(error, RecipeError) else [f"{type(error).__name__}: {error}"]
+    return [f"{where}: {fault}" for fault in said]
 
 
 def _open_recipes_package() -> None:

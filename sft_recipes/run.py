@@ -18,6 +18,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -27,6 +28,42 @@ from typing import Any
 from .excerpt import right, spoken
 from .public import public
 from .recipe import RecipeError, nearest
+
+# What is looked up in them; a file that lacks it, or has another thing there, is not as a run writes it.
+KINDS: dict[str, type] = dict.fromkeys(
+    "overrides data resolved config layout versions before after merge best curves supervision train".split(), dict
+)
+KINDS |= dict.fromkeys(("recipe", "scale", "primary", "stage", "source", "reply"), str) | {
+    "scores": dict,
+    "expected": dict,
+    "stop_tokens": list,
+}
+
+
+class Content(dict):
+    """What one of a run's files says; a field that is asked for and not there is a fault of the file."""
+
+    def __init__(self, found: Any, where: str):
+        if not isinstance(found, dict):
+            raise RecipeError(f"{where}: expected an object, found {type(found).__name__}; {DAMAGED}")
+        for key, value in found.items():
+            if value is not None and not isinstance(value, KINDS.get(key, object)):
+                raise RecipeError(f"{where}: {key} is {type(value).__name__}, expected {KINDS[key].__name__}; {DAMAGED}")
+        super().__init__(found)
+        self.where = where
+
+    def __missing__(self, key: str) -> Any:
+        raise RecipeError(f"{self.where}: no `{key}` in it; {DAMAGED}")
+
+
+DAMAGED = "the file is damaged, or not a run's; put back a copy, or train anew"
+
+
+def _parsed(text: bytes, where: str) -> Content:
+    try:
+        return Content(json.loads(text), where)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{where}: not JSON: {error}; {DAMAGED}") from error
 
 
 @dataclass(frozen=True)
@@ -56,17 +93,26 @@ class Run:
         self.write_text(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
     def write_text(self, name: str, text: str) -> None:
-        """Write one file as it is, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write one file as it is, whole or not at all.
+
+        Raises:
+            RecipeError: the disk was full, or the folder may not be written; what was there stays.
+        """
         unfinished = self.folder / f".{name}.unfinished"
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, self.folder / name)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            unfinished.write_bytes(text.encode("utf-8", "surrogatepass"))
+            os.replace(unfinished, self.folder / name)
+        except OSError as error:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise RecipeError(f"{self.folder / name}: it could not be written, what was there stays: {error.strerror or error}") from error
 
     def read(self, name: str) -> Any:
         """One of the run's JSON files.
 
         Raises:
-            RecipeError: there is no such run, or it has not got that far.
+            RecipeError: there is no such run, it has not got that far, or the file is damaged.
         """
         file = self.folder / name
         if not self.folder.is_dir():
@@ -74,12 +120,16 @@ class Run:
             raise RecipeError(f"no run at {self.folder}{nearest(self.folder.name, others)}")
         if not file.is_file():
             raise RecipeError(f"{self.folder} holds no {name}: the run has not finished")
-        return json.loads(file.read_text(encoding="utf-8"))
+        return _parsed(file.read_bytes(), str(file))
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """One of the run's files of one JSON object a line."""
-        text = (self.folder / name).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n") if line]  # a reply may hold what `splitlines` takes for the end of one
+        """One of the run's files of one JSON object a line.
+
+        Raises:
+            RecipeError: it is damaged, with the line.
+        """
+        lines = (self.folder / name).read_bytes().split(b"\n")  # a reply may hold what `splitlines` takes for the end of one
+        return [_parsed(line, f"{self.folder / name}:{number}") for number, line in enumerate(lines, 1) if line]
 
     def set_aside(self) -> Path | None:
         """Move an earlier run of the same name to `<name>.1`, `.2`, ...: nothing finished is overwritten."""

@@ -18,6 +18,7 @@ from .config import Resolved
 from .excerpt import contrasted, excerpt
 from .preflight import PARTS, Report, tables
 from .prepare import Prepared
+from .public import public
 from .recipe import RecipeError
 from .scores import LOWER, MANNER
 from .show.listing import CONTEXT, coloured, legend, shifted
@@ -46,7 +47,7 @@ def print_report(report: Report) -> None:
     for warning in report.warnings:
         out.print(Text.assemble(("warning: ", "bold yellow"), warning), soft_wrap=True)
     for fault in report.faults:
-        out.print(Text.assemble(("fault: ", "bold red"), fault), soft_wrap=True)
+        out.print(Text.assemble(("fault: ", "bold red"), public(fault)), soft_wrap=True)
     if not report.faults:
         stops = " ".join(report.counts["stop_tokens"])
         out.print(Text.assemble(("check passed", "bold green"), f"; turns end in {stops}"), soft_wrap=True)

@@ -26,6 +26,7 @@ from .loss import Scored, context, loss_weights, per_conversation, real, spread,
 from .optim.groups import parameter_groups
 from .optim.neftune import Neftune
 from .optim.schedule import schedule
+from .public import public
 from .recipe import Recipe, RecipeError
 from .rows import IGNORED
 from .rows.grouping import LengthGrouped, Shuffled
@@ -293,7 +294,7 @@ class StepTrainer(SFTTrainer):
 
     def _warn(self, text: str) -> None:
         if self.is_world_process_zero():
-            print(f"warning: {text}", file=sys.stderr)
+            print(f"warning: {public(text)}", file=sys.stderr)
 
 
 def drawn_from(*numbers: int) -> int:

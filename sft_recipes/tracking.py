@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 from transformers import TrainerCallback
 
 from .excerpt import spoken
-from .public import public
+from .public import public, typed
 
 ROWS = 100  # of a table, spread over the held-out turns
 
@@ -134,7 +135,7 @@ def _wandb(trainer: Any) -> Iterator[None]:
         silent=True,
         show_warnings=mode != "offline",
         console="off",
-        x_disable_machine_info=bool(trainer.args.hub_token),  # which includes the command as it was typed
+        x_disable_machine_info=bool(trainer.args.hub_token) or typed(sys.argv),  # which includes the command as it was typed
     )
     wandb.setup(settings)  # also silences what wandb says outside of a run
     run = wandb.init(

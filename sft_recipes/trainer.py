@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from . import continuing, export, tracking
 from .config import RecipeConfig as RecipeConfig
 from .config import Resolved, resolve
 from .evaluate import Sample
+from .faults import told
 from .judged import Judged, JudgedTrainer
 from .preflight import Layout, Report, check
 from .prepare import Prepared
@@ -59,6 +61,8 @@ class RecipeTrainer(JudgedTrainer):
         self.metrics: dict[str, Any] = {}
         args = copy.copy(resolved.config)
         args.output_dir = str(self.run.checkpoints)
+        if args.hub_token:  # upstream writes its arguments into each checkpoint, whole; from here it finds the token as well
+            os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # our rows are whole; TRL would cut them
         packed = self.layout.packed
         if packed is not None:
@@ -75,6 +79,7 @@ class RecipeTrainer(JudgedTrainer):
         settle(self.model, exact)
         told_in_lines(self)
 
+    @told
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Evaluate, train, evaluate what is kept, merge and prove; everything lands in the run folder, scores in `self.metrics`.
 
@@ -87,7 +92,8 @@ class RecipeTrainer(JudgedTrainer):
 
         Raises:
             RecipeError: the deployed model is not the trained one, with everything that differs; or it cannot be written; or it forgot
-                more than the recipe allows; or there is nothing to resume.
+                more than the recipe allows; or there is nothing to resume; or memory ran out, or a data worker was killed, with the
+                figures to lower.
             Stopped: a signal told it to end, and what it has learned is saved.
         """
         begins = self._begins(resume_from_checkpoint)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import sys
 import warnings
 from dataclasses import dataclass
@@ -102,7 +104,7 @@ def configured(wanted: dict[str, Any]) -> RecipeConfig:
     """
     try:
         config = RecipeConfig(**wanted)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # every library that it configures has checks, and errors, of its own
         raise RecipeError(f"the configuration does not hold: {error}") from error
     faults = [f"{key} is {getattr(config, key)}, it must be above 0" for key in _POSITIVE if not _positive(getattr(config, key))]
     faults += [f"{key} is {getattr(config, key)}: {why}" for key, (value, why) in _FIXED.items() if getattr(config, key) != value]
@@ -129,25 +131,28 @@ _FIXED = {
     "label_smoothing_factor": (0.0, _THE_LOSS),
     "average_tokens_across_devices": (True, _THE_LOSS),
     "enable_jit_checkpoint": (False, "a run that is told to end saves by itself; two that do so would write into each other"),
+    "trust_remote_code": (False, "code of a model's repository is never run here; take a model that transformers itself knows"),
     "dataloader_drop_last": (False, "the rows of the last batch would not be trained, or not be judged"),
 }
 
 
-def _positive(value: float | None) -> bool:
-    return value is None or value > 0
+def _positive(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and 0 < value < math.inf)
 
 
 def hush() -> None:
     """Silence what a person can do nothing about; called when work begins, never at import.
 
-    No run announces itself to anybody (TRL's usage ping), transformers and PEFT keep their advice to errors, and bars are
-    drawn in terminals only.
+    No run announces itself to anybody (TRL's usage ping), none asks a service to convert a model's pickles (transformers does, of
+    a model without safetensors), transformers and PEFT keep their advice to errors, and bars are drawn in terminals only.
     """
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     constants.HF_HUB_DISABLE_TELEMETRY = True
     transformers.logging.set_verbosity_error()
     for library in ("trl", "peft", "accelerate"):
         logging.getLogger(library).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=library)
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # of a file that cannot be read it tells several times; we do once
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from ..lineage import begin
 from ..recipe import Recipe, RecipeError, load_recipe, unknown_name
 from .configuration import RecipeConfig, configured, hush, wanted
+from .kinds import refuse_unreadable, wrong
 from .typed import CONFIG_FIELDS, OWN_FIELDS, typed
 
 SCALES = ("auto", "full", "tiny")
@@ -68,6 +70,7 @@ def resolve(name: str, scale: str = "auto", arm: str = "", **overrides: Any) -> 
     """
     hush()
     trainer_class: Any = load_recipe(name)
+    refuse_unreadable(name, trainer_class)
     if scale not in SCALES:
         raise RecipeError(unknown_name("scale", scale, SCALES))
     asked, scale = scale, scale if scale != "auto" else "full" if torch.cuda.is_available() or not trainer_class.recipe.tiny else "tiny"
@@ -77,6 +80,7 @@ def resolve(name: str, scale: str = "auto", arm: str = "", **overrides: Any) -> 
     base = _differing(base, arm)
     faults += _unknown_fields(base, overrides)
     given = {key: typed(key, value, faults) for key, value in overrides.items()} if not faults else {}
+    faults += wrong({key: value for key, value in given.items() if value is not None})
     if faults:
         raise RecipeError(*faults)
     own = {key: value for key, value in given.items() if key in OWN_FIELDS}
@@ -159,4 +163,13 @@ def _faults(recipe: Recipe, drawn_anew: bool) -> list[str]:
     ratio = recipe.loraplus_lr_ratio
     if ratio is not None and (ratio <= 0 or recipe.adapter is None):
         found.append(f"loraplus_lr_ratio is {ratio:g}: it takes an adapter, and a number above 0 (the paper's is 16)")
+    return found + _unbounded(recipe)
+
+
+def _unbounded(recipe: Recipe) -> list[str]:
+    """Bounds that nothing would be held to: of nats, NaN among them, and of tokens."""
+    nats = {"max_kl": recipe.max_kl, "max_rise": recipe.max_rise}
+    found = [f"{name} is not a number: it is a bound in nats" for name, value in nats.items() if math.isnan(value)]
+    if recipe.max_new_tokens < 1:
+        found.append(f"max_new_tokens is {recipe.max_new_tokens}: a reply has at least one token")
     return found

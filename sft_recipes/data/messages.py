@@ -24,6 +24,7 @@ FIELDS = {  # what a message of each role may hold; a field that nobody reads wo
 SILENT = {"id", "created", "timestamp", "date"}  # exports carry them; they say nothing to the model
 AROUND = {"id", "type", "index"}  # what stands around the function of a call
 HALF = re.compile("[\ud800-\udfff]")
+HALVED = "holds half a character (a lone surrogate)"
 KINDS: dict[type, str] = {dict: "an object", list: "a list"}
 
 
@@ -116,7 +117,13 @@ def _part(part: Any, i: int, faults: list[str]) -> str:
 def _text_fault(text: Any) -> str:
     if not isinstance(text, str):
         return f"is {type(text).__name__}, expected text"
-    return "" if text.isascii() or not HALF.search(text) else "holds half a character (a lone surrogate)"
+    return "" if text.isascii() or not HALF.search(text) else HALVED
+
+
+def _halved(tree: Any) -> str:
+    """What is wrong with a text somewhere in plain data, keys too; empty where nothing is."""
+    text = json.dumps(tree, ensure_ascii=False)
+    return "" if text.isascii() or not HALF.search(text) else HALVED
 
 
 def _unify_learning(message: dict, faults: list[str]) -> None:
@@ -148,6 +155,8 @@ def _call(call: Any, place: str, faults: list[str]) -> dict:
     if named and (fault := _text_fault(named["id"])):
         faults.append(f"{place}: id {fault}")
     arguments = parsed(function.get("arguments", {}), f"arguments of {name}", faults, dict)
+    if fault := _halved([name, arguments]):
+        faults.append(f"{place} {fault}")
     return {"type": "function", **named, "function": {"name": name, "arguments": arguments}}
 
 
@@ -171,6 +180,8 @@ def _tool(tool: Any, i: int, faults: list[str]) -> dict:
         return {}
     if function is tool:
         tool = {"function": {key: value for key, value in tool.items() if key != "type"}}
+    if fault := _halved(tool):
+        faults.append(f"tool {i} {fault}")
     return {"type": "function", **_without_null(tool)}
 
 

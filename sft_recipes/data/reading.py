@@ -18,6 +18,8 @@ from typing import Any
 
 from ..recipe import RecipeError, Rows, Source, nearest
 from .forms import Conversation, normalized
+from .messages import short
+from .tables import read_table
 
 NEXT = re.compile(r"[^\s,]")  # where an entry of a list begins, or the list ends
 SHOWN = 20  # faults printed before the rest are only counted
@@ -63,17 +65,29 @@ def raise_faults(faults: list[str]) -> None:
 def read(source: Source | Rows, faults: list[str]) -> Iterator[tuple[dict, str]]:
     """A source's rows, each with where it stands (`file:line`, `dataset:row`, `function:row`); faults are appended, not raised."""
     if not isinstance(source, Source):
-        yield from ((row, f"{_shown_name(source)}:{number}") for number, row in enumerate(source()))
+        yield from _made(source, faults)
     elif Path(source.path).suffix in (".jsonl", ".json"):
         yield from _read_jsonl(Path(source.path), faults)
     else:
-        yield from _read_dataset(source, faults)
+        yield from ((_without_none(row), where) for row, where in read_table(source, faults))
+
+
+def _made(source: Rows, faults: list[str]) -> Iterator[tuple[dict, str]]:
+    """The rows that a recipe's function makes, until it raises."""
+    name, number = _shown_name(source), -1
+    try:
+        for number, row in enumerate(source()):
+            yield row, f"{name}:{number}"
+    except (Exception, SystemExit) as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        after = f"after row {number} " if number >= 0 else ""
+        faults.append(f"{name}: {after}it raised {type(error).__name__}: {error} ({Path(at.filename).name}:{at.lineno})")
 
 
 def _shown_name(rows: Rows) -> str:
     """A function by its recipe's name and its own."""
     made_by = rows.func if isinstance(rows, partial) else rows
-    return f"{made_by.__module__.rpartition('.')[2]}.{made_by.__name__}"
+    return f"{getattr(made_by, '__module__', '').rpartition('.')[2]}.{getattr(made_by, '__name__', type(made_by).__name__)}"
 
 
 def _read_jsonl(file: Path, faults: list[str]) -> Iterator[tuple[dict, str]]:
@@ -91,11 +105,20 @@ def _read_jsonl(file: Path, faults: list[str]) -> Iterator[tuple[dict, str]]:
                 continue
             empty = False
             try:
-                yield json.loads(line), f"{name}:{number}"
+                yield json.loads(line, object_pairs_hook=_once), f"{name}:{number}"
             except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of a number with thousands of digits
                 faults.append(f"{name}:{number}: not JSON: {error}")
     if empty:
         faults.append(f"{name}: the file is empty; it needs one conversation a line")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, in which no key may stand twice: the parser would keep the last value alone."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {short(twice)} stands twice in one object; keep one")
+    return found
 
 
 def _begins_a_list(file: Path) -> bool:
@@ -118,7 +141,7 @@ def _read_list(file: Path, faults: list[str]) -> Iterator[tuple[dict, str]]:
 
 def _elements(text: str) -> Iterator[tuple[Any, int]]:
     """The entries of a JSON list, one at a time, as the parser of the standard library does not say where each begins."""
-    at, decoder = text.index("[") + 1, json.JSONDecoder()
+    at, decoder = text.index("[") + 1, json.JSONDecoder(object_pairs_hook=_once)
     line = 1 + text.count("\n", 0, at)
     while begins := NEXT.search(text, at):
         line += text.count("\n", at, begins.start())
@@ -136,19 +159,6 @@ def _shown(file: Path) -> str:
     """A file's path as a person would type it from here."""
     here = Path.cwd()
     return str(file.relative_to(here) if file.is_relative_to(here) else file)
-
-
-def _read_dataset(source: Source, faults: list[str]) -> Iterator[tuple[dict, str]]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(source.path, source.name, split=source.split)
-    except Exception as error:  # the hub, the network and every file format raise their own
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        faults.append(f"{source}: cannot be loaded: {type(error).__name__}: {reason}")
-        return
-    for number, row in enumerate(rows):
-        yield _without_none(row), f"{source}:{number}"
 
 
 def _converted(
@@ -176,7 +186,7 @@ def attempt(work: Callable[[], Any], hook: str, where: str, faults: list[str]) -
         return work()
     except RecipeError as error:
         faults += [fault if fault.startswith(where) else f"{where}: {fault}" for fault in error.faults]
-    except Exception as error:  # a recipe's own hook, which may not have expected such a row
+    except (Exception, SystemExit) as error:  # a recipe's own hook, which may not have expected such a row
         at = traceback.extract_tb(error.__traceback__)[-1]
         faults.append(f"{where}: {hook}() raised {type(error).__name__}: {error} ({Path(at.filename).name}:{at.lineno})")
     return None

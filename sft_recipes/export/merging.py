@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
 from ..recipe import Recipe, RecipeError
-from ..weights import load_base
+from ..weights import load_base, refuse_pickled
 
 CPU = torch.device("cpu")
 
@@ -60,6 +60,7 @@ def merged(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, adapter: Path, ba
     model = _whole_base(recipe, tokenizer, base)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     tied = is_tied(model)
+    refuse_pickled(adapter)
     adapted: Any = PeftModel.from_pretrained(model, str(adapter))
     _own_tables(model)
     moved = {}

@@ -83,7 +83,10 @@ def check(
     except RecipeError as error:
         report.faults += [fault for fault in error.faults if fault not in report.faults]
         return report
-    _look_at(report, report.prepared)
+    try:
+        _look_at(report, report.prepared)
+    except RecipeError as error:
+        report.faults += error.faults
     if able:
         _lay_out(report, report.prepared, able)
     return report

@@ -4,7 +4,7 @@
     memory    address space (RLIMIT_AS)
     files     4 MB each, 100 openings for writing, and nothing written, moved or deleted outside the working directory
     network   a network namespace of its own where Linux allows it; elsewhere, and besides, no socket but a process's own pairs
-    processes none: no fork, exec, spawn, no shell, no signal to another
+    processes none: no fork, exec, spawn, no shell, no signal to another, no look into another
     output    into nothing
 
 What Python reports to its audit hooks is judged there (PEP 578), and the process ends at once where it may not be.
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 # names of our own: code that patches `os` does not patch what judges it
-from os import PathLike, devnull, fsdecode, sep, write
+from os import PathLike, devnull, fsdecode, getpid, sep, write
 from os import _exit as end
 from os.path import basename, dirname, join, realpath
 from socket import AF_UNIX
@@ -82,9 +82,12 @@ def limit(seconds: float, memory: int) -> None:
 
 def confine(folder: str) -> None:
     """From here on, whatever Python reports that is not allowed ends the process. There is no way back."""
-    import _posixsubprocess  # multiprocessing spawns through it, unreported
+    import _posixsubprocess
+    import _signal
 
-    setattr(_posixsubprocess, "fork_exec", lambda *args: end(1))  # noqa: B010  unknown to the type stubs
+    # Python reports neither: multiprocessing spawns through the one, the other signals any process of the person's
+    for module, name in ((_posixsubprocess, "fork_exec"), (_signal, "pidfd_send_signal"), (signal, "pidfd_send_signal")):
+        setattr(module, name, lambda *args: end(1))
     sys.addaudithook(_hook(realpath(folder)))
 
 
@@ -103,13 +106,22 @@ def _hook(folder: str) -> Callable[[str, tuple], None]:
 def _allowed(event: str, args: tuple, folder: str) -> bool:
     if event == "open":
         path, _, flags = args
-        return not flags & WRITING or isinstance(path, int) or path == devnull or _inside(path, None, folder, True)
+        if not flags & WRITING:
+            return isinstance(path, int) or not _of_another(path)
+        return isinstance(path, int) or path == devnull or _inside(path, None, folder, True)
     if event in CHANGES:
         at = ((args[path], args[beside] if beside is not None else None) for path, beside in CHANGES[event].items())
         return all(_inside(path, beside, folder, event not in ENTRIES) for path, beside in at)
     if event == "socket.__new__":
         return args[1] == AF_UNIX  # an event loop wakes itself through a pair of them; to connect is another event
     return not event.startswith(FORBIDDEN)
+
+
+def _of_another(path: Any) -> bool:
+    """Whether a path leads into another process: its environment, with its tokens, and its memory can be read there."""
+    whole = realpath(fsdecode(path)) if isinstance(path, (str, bytes, PathLike)) else ""
+    process = whole.split(sep)[2] if whole.startswith(f"{sep}proc{sep}") else ""
+    return process.isdigit() and process != str(getpid())
 
 
 def _inside(path: Any, beside: int | None, folder: str, following: bool) -> bool:

@@ -3,7 +3,7 @@
 Which base it is, and the adapter on disk: `identity`, `adapters`.
 """
 
-from .adapters import load_adapter, save_adapter, saved_adapter
+from .adapters import load_adapter, refuse_pickled, save_adapter, saved_adapter
 from .identity import base_of, identity, refuse_another
 from .loading import adapter, load_base, load_model, load_tokenizer, own_tokenizer, settle, trainable, unweighted
 
@@ -17,6 +17,7 @@ __all__ = [
     "load_tokenizer",
     "own_tokenizer",
     "refuse_another",
+    "refuse_pickled",
     "save_adapter",
     "saved_adapter",
     "settle",

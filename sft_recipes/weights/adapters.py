@@ -65,5 +65,19 @@ def load_adapter(model: Any, folder: Path) -> PeftModel:
     Args:
         model: from `load_base`; written into.
         folder: from `save_adapter`.
+
+    Raises:
+        RecipeError: its weights are not in safetensors: PEFT would read a pickle in their place.
     """
+    refuse_pickled(folder)
     return PeftModel.from_pretrained(model, str(folder), is_trainable=True, torch_device=str(device()))
+
+
+def refuse_pickled(folder: Path) -> None:
+    """Hold PEFT back from the pickle that it would read where an adapter has no safetensors.
+
+    Raises:
+        RecipeError: it has none.
+    """
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise RecipeError(f"{folder}: no adapter_model.safetensors; weights are read from safetensors only, never from a pickle")

@@ -1,6 +1,7 @@
 """The tokenizer, the base model, its quantisation, and the adapter that is trained on it.
 
-`trust_remote_code` is off and weights are read from safetensors only; a model that needs either is refused by transformers.
+Nothing of a model's repository is executed: `trust_remote_code` is off, and weights are read from safetensors only, never from a
+pickle. A model that needs either is refused, with the reason.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import HTTPError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..hub import trouble
 from ..recipe import Recipe, RecipeError, nearest
 from . import embedding
 from .templates import CHOICE, control_tokens, fitted, response_template
@@ -22,6 +26,12 @@ from .templates import chat_template as chat_template
 from .tokens import as_special, new_ids, reserved
 
 SAFE = {"trust_remote_code": False}
+NO_CODE = "Python code from its repository, which is never run here; take a model that transformers itself knows"
+SMALLER = "quantise it to 4 bits with `quantization`, or take a smaller one"
+PICKLED = "its weights are not in safetensors, and a pickle (pytorch_model.bin) can run code when it is read"
+CONVERTED = "`AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)` makes safetensors of weights that you trust"
+# What transformers, tokenizers, safetensors and the HTTP client raise of a model that is absent, refused, cut off or of a later version.
+LOADING = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError, HTTPError)
 PAD = re.compile(r"\W*(finetune_right_)?pad(ding)?(_id)?\W*", re.IGNORECASE)  # Llama 3's too; not Qwen's `<|image_pad|>`
 
 
@@ -61,7 +71,7 @@ def own_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizer
     """
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision, **SAFE)
-    except (OSError, ValueError) as error:
+    except LOADING as error:
         raise RecipeError(_not_there(path, error)) from error
 
 
@@ -95,7 +105,9 @@ def load_model(
             use_safetensors=True,
             **SAFE,
         )
-    except (OSError, ValueError) as error:
+    except LOADING as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise RecipeError(f"model '{path}' does not fit into the memory of {on or device()}; {SMALLER}") from error
         raise RecipeError(_not_there(path, error)) from error
     if quantization is not None and device().type == "cpu":
         _compute_alike_in_training_and_evaluation(model)
@@ -200,20 +212,36 @@ def _not_there(path: str, error: Exception) -> str:
     folder = Path(path)
     if folder.is_absolute() and not folder.is_dir():
         return f"model '{path}': no such folder"
-    beside = [p.name for p in folder.parent.iterdir() if p.is_dir() and p != folder] if folder.parent.is_dir() else []
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    beside = (
+        [p.name for p in folder.parent.iterdir() if p.is_dir() and p != folder] if folder.parent.is_dir() and not folder.is_dir() else []
+    )
+    if not folder.is_dir() and (known := trouble(error, path)):
+        return known + nearest(folder.name, beside)
+    reason = _unsafe(path, str(error)) or (str(error).strip().splitlines() or [type(error).__name__])[0]
     return f"model '{path}' cannot be loaded{nearest(folder.name, beside)}: {reason}"
+
+
+def _unsafe(path: str, said: str) -> str:
+    """Why a model is refused that could be loaded only by running what comes with it; empty where that is not the reason."""
+    if "trust_remote_code" in said:
+        return f"it needs `trust_remote_code`: {NO_CODE}"
+    if "cannot be loaded with `safetensors`" in said:  # of a Hub id; `unweighted` looks into folders
+        return f"{PICKLED}; {CONVERTED}"
+    return ""
 
 
 def unweighted(path: str, revision: str | None = None) -> PreTrainedModel:
     """The model without its weights, on the meta device: its modules, and parameters with shapes alone.
 
     Raises:
-        RecipeError: the model is not there.
+        RecipeError: the model is not there, or its folder has its weights as a pickle alone.
     """
+    folder = Path(path)
+    if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        raise RecipeError(f"model '{path}' cannot be loaded: {PICKLED}; {CONVERTED}")
     try:
         architecture, config = _architecture(path, revision)
-    except (OSError, ValueError) as error:
+    except LOADING as error:
         raise RecipeError(_not_there(path, error)) from error
     with torch.device("meta"):
         return architecture._from_config(config)
