@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from . import engines
 from . import evaluate as judging
 from .prepare import Prepared
 from .recipe import RecipeError, unknown_name
@@ -102,9 +103,37 @@ class JudgedTrainer(StepTrainer):
             retained = self._measure_retained()
             scores = judging.scores(samples, eval_loss=output.metrics[f"{metric_key_prefix}_loss"])
             self.newest = Judged(self.state.global_step, scores, samples, retained)
+            if self.before is None and engines.late(self):
+                self.before = self._logged_before() or self.newest
+                self.refuse_unknown_metric()
             found = {name: value for name, value in {**scores, **retained}.items() if name != "eval_loss"}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
+
+    def judge_before(self, resumed: bool) -> list[dict[str, Any]]:
+        """The evaluation before training, and what was logged of it.
+
+        Where the engine takes a model only with its optimiser, transformers makes it as training begins, and logs it there; of a run
+        that is resumed it is found in the log.
+
+        Raises:
+            RecipeError: what chooses the checkpoint is not among what was measured.
+        """
+        if engines.late(self):
+            self.args.eval_on_start = not resumed
+            return []
+        self.before = self.judge()
+        self.refuse_unknown_metric()
+        return list(self.state.log_history)  # transformers begins a new one with the training
+
+    def _logged_before(self) -> Judged | None:
+        """The evaluation before training as a resumed run has it in its log: the scores, no generations."""
+        logged = next((e for e in self.state.log_history if "eval_loss" in e and e["step"] == 0), None)
+        if logged is None:
+            return None
+        retained = {name: logged[f"eval_{name}"] for name in (LOSS, ACCURACY) if f"eval_{name}" in logged}
+        assert self.newest is not None
+        return Judged(0, {name: logged[f"eval_{name.removeprefix('eval_')}"] for name in self.newest.scores}, [], retained)
 
     def judge(self) -> Judged:
         """An evaluation of the model as it is, logged like every other."""

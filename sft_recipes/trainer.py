@@ -10,7 +10,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from . import export, tracking
+from . import engines, export, tracking
 from .config import RecipeConfig as RecipeConfig
 from .config import Resolved, resolve
 from .evaluate import Sample
@@ -88,14 +88,13 @@ class RecipeTrainer(JudgedTrainer):
             raise RecipeError(f"nothing to resume: no checkpoint in {self.run.checkpoints}")
         self._describe(anew=not resume_from_checkpoint)
         with tracking.started(self):
-            self.before = self.judge()
-            self.refuse_unknown_metric()
-            first = list(self.state.log_history)  # transformers begins a new one with the training
+            first = self.judge_before(resumed=bool(resume_from_checkpoint))
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             end, history = self.newest, first + self.state.log_history
             last = end if end and end.step == self.state.global_step else None
             after = last if last and self.kept_step == last.step else self.judge_apart()
             other = last if last is not after else None
+            assert self.before is not None
             self.metrics = self._measured(self.before, after, other, history, output.metrics)
             lines = self._write({"before": self.before, "end": other, "after": after}, history)  # kept, whatever becomes of the merge
             self.refuse_forgotten(after)
@@ -168,20 +167,23 @@ class RecipeTrainer(JudgedTrainer):
             tracking.attach(self, page)
 
     def _deploy(self, learned: list[Sample], lines: list[dict[str, Any]]) -> dict[str, Any]:
-        """Save, merge and prove on the first process."""
+        """Save, merge and prove on the first process; where the weights lie in parts, all take part in what reads them."""
         proof: dict[str, Any] = {}
-        if self.is_world_process_zero():
-            prepared, model, tokenizer = self.prepared, self.accelerator.unwrap_model(self.model), self.processing_class
+        prepared, model, tokenizer = self.prepared, self.accelerator.unwrap_model(self.model), self.processing_class
+        full, parts = prepared.recipe.adapter is None, engines.in_parts(self)
+        whole: Any = engines.gathered(self, full) if parts else None
+        if parts or self.is_world_process_zero():
             answered = [(sample.question.prompt_ids, sample.reply_ids) for sample in learned]
             served = export.served_prompts((prepared.train, prepared.held_out))
-            rows = prepared.held_out.rows
-            said = export.record(model, prepared.recipe, tokenizer, prepared.stop_ids, rows, answered, served)
-            if prepared.recipe.adapter is not None:
-                save_adapter(model, tokenizer, prepared.recipe, self.run.adapter)
-            source = model if prepared.recipe.adapter is None else self.run.adapter
+            said = export.record(model, prepared.recipe, tokenizer, prepared.stop_ids, prepared.held_out.rows, answered, served)
+        if self.is_world_process_zero():
+            if not full:
+                save_adapter(model, tokenizer, prepared.recipe, self.run.adapter, whole)
+            source = self.run.adapter if not full else engines.rebuilt(model, whole) if parts else model
             about = {"recipe": self.run.read("recipe.json"), "metrics": self.metrics, "samples": lines}
-            proof = export.deploy(prepared.recipe, tokenizer, source, said, self.run.merged, about)
-        self.accelerator.wait_for_everyone()
+            with engines.alone(self):
+                proof = export.deploy(prepared.recipe, tokenizer, source, said, self.run.merged, about)
+        engines.wait(self.accelerator)
         return proof
 
 
@@ -220,7 +222,9 @@ def from_report(report: Report) -> RecipeTrainer:
     """A trainer for a recipe that has passed its check."""
     resolved, prepared = report.resolved, report.prepared
     assert prepared is not None
-    model: Any = load_base(resolved.recipe, prepared.tokenizer, resolved.config.seed)
+    model: Any = load_base(
+        resolved.recipe, prepared.tokenizer, resolved.config.seed, engines.place(resolved.recipe.quantization is not None)
+    )
     origin = resolved.origin
     if origin and origin["part"] == "adapter":
         model = load_adapter(model, Run(Path(origin["run"])).adapter)
