@@ -24,6 +24,7 @@ SETTINGS |= dict(
     data_seed=7,
     logging_steps=1,
 )
+SETTINGS |= dict(data_seed=7, logging_steps=1, neftune_noise_alpha=0.0)  # of noise each process draws its own
 SETTINGS |= dict(packing="none", train_sampling_strategy="random", per_device_train_batch_size=4, per_device_eval_batch_size=2)
 
 
