@@ -181,7 +181,7 @@ class RecipeTrainer(JudgedTrainer):
                 save_adapter(model, tokenizer, prepared.recipe, self.run.adapter, whole)
             source = self.run.adapter if not full else engines.rebuilt(model, whole) if parts else model
             about = {"recipe": self.run.read("recipe.json"), "metrics": self.metrics, "samples": lines}
-            with engines.alone(self):
+            with engines.unparted():
                 proof = export.deploy(prepared.recipe, tokenizer, source, said, self.run.merged, about)
         engines.wait(self.accelerator)
         return proof
@@ -222,10 +222,9 @@ def from_report(report: Report) -> RecipeTrainer:
     """A trainer for a recipe that has passed its check."""
     resolved, prepared = report.resolved, report.prepared
     assert prepared is not None
-    model: Any = load_base(
-        resolved.recipe, prepared.tokenizer, resolved.config.seed, engines.place(resolved.recipe.quantization is not None)
-    )
-    origin = resolved.origin
-    if origin and origin["part"] == "adapter":
-        model = load_adapter(model, Run(Path(origin["run"])).adapter)
+    origin, place = resolved.origin, engines.place(resolved.recipe.quantization is not None)
+    with engines.unparted():
+        model: Any = load_base(resolved.recipe, prepared.tokenizer, resolved.config.seed, place)
+        if origin and origin["part"] == "adapter":
+            model = load_adapter(model, Run(Path(origin["run"])).adapter)
     return resolved.trainer_class(model, resolved, prepared, report.layout)

@@ -35,8 +35,9 @@ MAY = {
     "optim": {"recipe"},
     "guards": {"recipe", "batches"},
     "unprepared": set(),
+    "engines": {"recipe"},
     "verdict": set(),
-    "step": {"unprepared", "recipe", "loss", "tally", "optim", "guards", "attention", "batches", "rows"},
+    "step": {"engines", "unprepared", "recipe", "loss", "tally", "optim", "guards", "attention", "batches", "rows"},
     "weights": {"recipe", "whole"},
     "whole": {"recipe"},
     "replies": set(),
@@ -45,7 +46,7 @@ MAY = {
     "show": {"recipe", "rows"},
     "run": {"recipe", "excerpt", "public"},
     "lineage": {"recipe", "run", "weights"},
-    "config": {"recipe", "optim", "lineage", "scores"},
+    "config": {"recipe", "engines", "optim", "lineage", "scores"},
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "accelerate")
 

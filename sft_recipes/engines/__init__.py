@@ -7,11 +7,10 @@ whole      what was trained, whole again on the first process        waiting    
 from .launched import Engine, launched
 from .sharding import ask_for_parts, in_parts, late, layers, machine, place, ready
 from .waiting import wait
-from .whole import alone, gathered, rebuilt
+from .whole import gathered, rebuilt, unparted
 
 __all__ = [
     "Engine",
-    "alone",
     "ask_for_parts",
     "gathered",
     "in_parts",
@@ -22,5 +21,6 @@ __all__ = [
     "place",
     "ready",
     "rebuilt",
+    "unparted",
     "wait",
 ]

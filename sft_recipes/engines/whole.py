@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
+from transformers.integrations import deepspeed as upstream
 
 from ..recipe import RecipeError
 
@@ -28,7 +29,8 @@ def gathered(trainer: Any, everything: bool) -> dict[str, Tensor]:
     if trainer.is_deepspeed_enabled:
         return _from_zero(trainer.accelerator.unwrap_model(trainer.model), everything, trainer.is_world_process_zero())
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=not everything)
-    return get_model_state_dict(trainer.model, options=options)
+    found: dict[str, Any] = get_model_state_dict(trainer.model, options=options)
+    return found
 
 
 def _from_zero(model: nn.Module, everything: bool, first: bool) -> dict[str, Tensor]:
@@ -68,15 +70,13 @@ def rebuilt(model: nn.Module, weights: dict[str, Tensor]) -> Any:
 
 
 @contextmanager
-def alone(trainer: Any) -> Iterator[None]:
-    """Within the block the first process may load models for itself; transformers would part them under ZeRO-3 and wait for the others."""
-    if not trainer.is_deepspeed_enabled:
-        yield
-        return
-    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
-
-    unset_hf_deepspeed_config()
+def unparted() -> Iterator[None]:
+    """Within the block models are made and loaded whole under ZeRO-3 too; transformers would part them, and wait for other processes."""
+    reference = upstream._hf_deepspeed_config_weak_ref
+    config = reference() if reference is not None else None
+    upstream.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        set_hf_deepspeed_config(trainer.args.hf_deepspeed_config)
+        if config is not None:
+            upstream.set_hf_deepspeed_config(config)

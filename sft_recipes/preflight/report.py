@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..config import Resolved
-from ..engines import launched
+from ..engines import launched, unparted
 from ..evaluate import judge
 from ..optim.groups import account, parameter_groups
 from ..prepare import Part, Prepared, prepare
@@ -70,7 +70,8 @@ def check(
     able = None
     report.faults += together.faults(recipe, config, launched(config), torch.cuda.device_count())
     try:
-        model = unweighted(recipe.model, recipe.revision)
+        with unparted():
+            model = unweighted(recipe.model, recipe.revision)
         able = abilities(model, recipe.adapter, config)
         parameters = sum(p.numel() for p in model.parameters())
         report.counts["parameters"] = parameters
