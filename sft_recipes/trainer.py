@@ -179,9 +179,9 @@ class RecipeTrainer(JudgedTrainer):
         if self.is_world_process_zero():
             if not full:
                 save_adapter(model, tokenizer, prepared.recipe, self.run.adapter, whole)
-            source = self.run.adapter if not full else engines.rebuilt(model, whole) if parts else model
             about = {"recipe": self.run.read("recipe.json"), "metrics": self.metrics, "samples": lines}
             with engines.unparted():
+                source = self.run.adapter if not full else engines.rebuilt(model, whole) if parts else model
                 proof = export.deploy(prepared.recipe, tokenizer, source, said, self.run.merged, about)
         engines.wait(self.accelerator)
         return proof
