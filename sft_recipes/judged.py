@@ -66,6 +66,7 @@ class JudgedTrainer(StepTrainer):
         self._warned = False
         self._retained = dataset(prepared.retained.rows) if prepared.retained else None
         self.add_callback(LastStep())
+        self.add_callback(engines.Agreed())
         if prepared.recipe.patience:
             self.add_callback(EarlyStoppingCallback(prepared.recipe.patience))
 

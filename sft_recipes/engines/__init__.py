@@ -2,14 +2,17 @@
 
 launched   which engine and how many processes were asked for        sharding   weights in parts, on CPUs too, and what is wrapped
 whole      what was trained, whole again on the first process        waiting    for what the first process does alone
+agreeing   what all processes hold for the same
 """
 
+from .agreeing import Agreed
 from .launched import Engine, launched
 from .sharding import ask_for_parts, in_parts, late, layers, machine, place, ready
 from .waiting import wait
 from .whole import gathered, rebuilt, unparted
 
 __all__ = [
+    "Agreed",
     "Engine",
     "ask_for_parts",
     "gathered",
