@@ -158,3 +158,13 @@ def test_weights_that_will_be_parted_are_loaded_onto_the_cpu_and_quantised_ones_
 
 def test_alone_nobody_is_waited_for():
     assert PartialState is not None and engines.wait(SimpleNamespace(num_processes=1)) is None
+
+
+def test_the_best_checkpoint_is_named_once_it_is_there(tmp_path):
+    args = SimpleNamespace(output_dir=str(tmp_path), world_size=1)
+    state = SimpleNamespace(best_global_step=4, best_model_checkpoint="earlier")
+    engines.Agreed().on_save(args, state, None)
+    assert state.best_model_checkpoint == "earlier"
+    (tmp_path / "checkpoint-4").mkdir()
+    engines.Agreed().on_save(args, state, None)
+    assert state.best_model_checkpoint == str(tmp_path / "checkpoint-4")
