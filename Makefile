@@ -1,5 +1,6 @@
 # Each target sets itself up: `make train RECIPE=gemma-tools` works in a fresh clone.
 #   SCALE=auto|full|tiny   DATA=conversations.jsonl   ARGS="--learning_rate 1e-4"   (any trl.SFTConfig field)
+#   GPUS=8 ENGINE=ddp|fsdp2|zero2|zero3   (make train, make check: that many processes; without GPUs they are CPU processes)
 #   BASE=trained|original|measured   (make merge)     RUN="gemma-tools google/gemma-3-4b-it"   (make eval: one or several)
 
 PYTHON ?= python3
@@ -10,9 +11,19 @@ ARGS ?=
 
 BIN := .venv/bin
 DATA_ARG := $(if $(DATA),--data $(DATA))
-ON_RECIPE = $(BIN)/sft-recipes $@ $(RECIPE) --scale $(SCALE) $(DATA_ARG) $(ARGS)
+ENGINES := ddp fsdp2 zero2 zero3
+ENGINE ?= ddp
+LAUNCH = $(BIN)/accelerate launch --config_file launch/$(ENGINE).yaml --num_processes $(GPUS) --main_process_port 0 -m sft_recipes
+ON_RECIPE = $(if $(and $(GPUS),$(filter train check,$@)),$(LAUNCH),$(BIN)/sft-recipes) $@ $(RECIPE) --scale $(SCALE) $(DATA_ARG) $(ARGS)
 
-.PHONY: setup train check show plan list eval merge chat report test fuzz lint format bench kill tiny-base tiny-data code-base scratch-bases notebook
+ifeq ($(filter $(ENGINE),$(ENGINES)),)
+$(error ENGINE=$(ENGINE): it is one of $(ENGINES))
+endif
+ifneq ($(and $(filter train check,$(MAKECMDGOALS)),$(filter command line,$(origin ENGINE)),$(if $(GPUS),,none)),)
+$(error ENGINE=$(ENGINE) takes a number of processes: GPUS=8)
+endif
+
+.PHONY: setup train check show plan list eval merge chat report test several fuzz lint format bench kill tiny-base tiny-data code-base scratch-bases notebook
 
 setup: .venv/.installed
 
@@ -36,6 +47,10 @@ merge: setup
 
 test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/pytest $(ARGS)
+
+# Whole runs on two CPU processes under every engine; ZeRO where DeepSpeed is installed.
+several: setup
+	HF_HUB_OFFLINE=1 SEVERAL=1 $(BIN)/pytest tests/test_several.py $(ARGS)
 
 # Mutated data files, recipes, run folders and command lines, by the thousand (some 20 minutes on one core); a part is in `make test`.
 fuzz: setup

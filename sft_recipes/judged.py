@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from . import engines
 from . import evaluate as judging
 from .lasting import LastingTrainer
 from .prepare import Prepared
@@ -114,9 +115,29 @@ class JudgedTrainer(LastingTrainer):
             retained = self._measure_retained()
             scores = judging.scores(samples, eval_loss=output.metrics[f"{metric_key_prefix}_loss"])
             self.newest = Judged(self.state.global_step, scores, samples, retained)
+            if self.before is None and engines.late(self):
+                self.before = self.newest
+                self.refuse_unknown_metric(self.newest)
             found = {name: value for name, value in {**scores, **retained}.items() if name != "eval_loss"}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
+
+    def judge_before(self, resumed: bool) -> None:
+        """The evaluation before training, which a run that is resumed has had.
+
+        Where the engine takes a model only with its optimiser, transformers makes it as training begins.
+
+        Raises:
+            RecipeError: what chooses the checkpoint is not among what was measured.
+        """
+        late = engines.late(self)
+        self.args.eval_on_start = late and not resumed
+        if not late and not resumed:
+            with self.stop.at_once():
+                self.before = self.judge()
+            self.logged_before = list(self.state.log_history)  # transformers begins a new one with the training
+        if self.before is not None:
+            self.refuse_unknown_metric(self.before)
 
     def judge(self) -> Judged:
         """An evaluation of the model as it is, logged like every other."""
@@ -173,15 +194,14 @@ class JudgedTrainer(LastingTrainer):
 
     # The checkpoint that is kept
 
-    def refuse_unknown_metric(self) -> None:
+    def refuse_unknown_metric(self, measured: Judged) -> None:
         """What chooses the checkpoint has to be measured.
 
         Raises:
             RecipeError: no evaluation gives it.
         """
-        assert self.newest is not None
         name = str(self.args.metric_for_best_model).removeprefix("eval_")
-        known = {"loss", *self.newest.scores, *self.newest.retained} - {"eval_loss"}
+        known = {"loss", *measured.scores, *measured.retained} - {"eval_loss"}
         if name not in known:
             told = "recipe.primary" if name == self.prepared.recipe.primary else "metric_for_best_model"
             raise RecipeError(f"{told}: {unknown_name('score', name, known)}; measured are {', '.join(sorted(known))}")

@@ -18,7 +18,7 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 
-from . import attention
+from . import attention, engines
 from .attention.sharing import prove
 from .batches import collated, first_rows
 from .guards import SHOWN, FirstSteps, Guard, blame
@@ -52,7 +52,9 @@ class StepTrainer(SFTTrainer):
     lr_scheduler: Any
 
     def __init__(self, recipe: Recipe, **kwargs: Any):
+        engines.ask_for_parts(kwargs["args"])
         super().__init__(**kwargs)
+        engines.ready(self)
         self.guard = Guard(recipe.bad_step)
         self.unmoved: dict[str, str] = {}
         self.add_callback(FirstSteps(self.accelerator, self._name_unmoved))

@@ -12,7 +12,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 
-from . import continuing, export, tracking
+from . import continuing, engines, export, tracking
 from .config import RecipeConfig as RecipeConfig
 from .config import Resolved, resolve
 from .evaluate import Sample
@@ -98,9 +98,7 @@ class RecipeTrainer(JudgedTrainer):
         """
         begins = self._begins(resume_from_checkpoint)
         with self.stop.listening(), tracking.started(self):
-            if self.continued_from is None:
-                self._judge_first()
-            self.refuse_unknown_metric()
+            self.judge_before(resumed=begins is not None)
             output = super().train(resume_from_checkpoint=str(begins) if begins else None, **kwargs)
             with self.stop.at_once():
                 self._conclude(output)
@@ -108,12 +106,6 @@ class RecipeTrainer(JudgedTrainer):
         export.refuse(self.metrics["merge"], self.run.merged)
         scores = {f"after_{name}": value for name, value in self.metrics["after"].items()}
         return output._replace(metrics={**output.metrics, **scores})
-
-    def _judge_first(self) -> None:
-        """The model as it is before the first step."""
-        with self.stop.at_once():
-            self.before = self.judge()
-        self.logged_before = list(self.state.log_history)  # transformers begins a new one with the training
 
     def _conclude(self, output: Any) -> None:
         """From the trained weights to the deployed folder and the report."""
@@ -228,20 +220,23 @@ class RecipeTrainer(JudgedTrainer):
             tracking.attach(self, page)
 
     def _deploy(self, learned: list[Sample], lines: list[dict[str, Any]]) -> dict[str, Any]:
-        """Save, merge and prove on the first process."""
+        """Save, merge and prove on the first process; where the weights lie in parts, all take part in what reads them."""
         proof: dict[str, Any] = {}
-        if self.is_world_process_zero():
-            prepared, model, tokenizer = self.prepared, self.accelerator.unwrap_model(self.model), self.processing_class
+        prepared, model, tokenizer = self.prepared, self.accelerator.unwrap_model(self.model), self.processing_class
+        full, parts = prepared.recipe.adapter is None, engines.in_parts(self)
+        whole: Any = engines.gathered(self, full) if parts else None
+        if parts or self.is_world_process_zero():
             answered = [(sample.question.prompt_ids, sample.reply_ids) for sample in learned]
             served = export.served_prompts((prepared.train, prepared.held_out))
-            rows = prepared.held_out.rows
-            said = export.record(model, prepared.recipe, tokenizer, prepared.stop_ids, rows, answered, served)
-            if prepared.recipe.adapter is not None:
-                save_adapter(model, tokenizer, prepared.recipe, self.run.adapter)
-            source = model if prepared.recipe.adapter is None else self.run.adapter
+            said = export.record(model, prepared.recipe, tokenizer, prepared.stop_ids, prepared.held_out.rows, answered, served)
+        if self.is_world_process_zero():
+            if not full:
+                save_adapter(model, tokenizer, prepared.recipe, self.run.adapter, whole)
             about = {"recipe": self.run.read("recipe.json"), "metrics": self.metrics, "samples": lines}
-            proof = export.deploy(prepared.recipe, tokenizer, source, said, self.run.merged, about)
-        self.accelerator.wait_for_everyone()
+            with engines.unparted():
+                source = self.run.adapter if not full else engines.rebuilt(model, whole) if parts else model
+                proof = export.deploy(prepared.recipe, tokenizer, source, said, self.run.merged, about)
+        engines.wait(self.accelerator)
         return proof
 
 
@@ -280,8 +275,9 @@ def from_report(report: Report) -> RecipeTrainer:
     """A trainer for a recipe that has passed its check."""
     resolved, prepared = report.resolved, report.prepared
     assert prepared is not None
-    model: Any = load_base(resolved.recipe, prepared.tokenizer, resolved.config.seed)
-    origin = resolved.origin
-    if origin and origin["part"] == "adapter":
-        model = load_adapter(model, Run(Path(origin["run"])).adapter)
+    origin, place = resolved.origin, engines.place(resolved.recipe.quantization is not None)
+    with engines.unparted():
+        model: Any = load_base(resolved.recipe, prepared.tokenizer, resolved.config.seed, place)
+        if origin and origin["part"] == "adapter":
+            model = load_adapter(model, Run(Path(origin["run"])).adapter)
     return resolved.trainer_class(model, resolved, prepared, report.layout)

@@ -42,8 +42,9 @@ MAY = {
     "lasting": {"checkpoints", "recipe", "step", "stopping"},
     "continuing": {"recipe", "run"},
     "verdict": set(),
-    "step": {"public", "unprepared", "recipe", "loss", "tally", "optim", "guards", "attention", "batches", "rows"},
+    "step": {"engines", "public", "unprepared", "recipe", "loss", "tally", "optim", "guards", "attention", "batches", "rows"},
     "weights": {"recipe", "whole", "hub"},
+    "engines": {"recipe"},
     "whole": {"recipe"},
     "replies": set(),
     "evaluate": {"recipe", "data", "turns", "weights", "replies", "scores"},
@@ -52,7 +53,7 @@ MAY = {
     "run": {"recipe", "excerpt", "public"},
     "lineage": {"recipe", "run", "weights"},
     "plan": {"recipe", "config", "preflight", "weights", "rows", "show"},
-    "config": {"recipe", "optim", "lineage", "scores"},
+    "config": {"recipe", "engines", "optim", "lineage", "scores"},
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "accelerate")
 

@@ -17,6 +17,7 @@ from huggingface_hub import constants
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import SFTConfig
 
+from ..engines import machine as for_engine
 from ..optim.schedule import FLOOR
 from ..recipe import Recipe, RecipeError, unknown_name
 from ..scores import LOWER
@@ -70,7 +71,7 @@ def wanted(name: str, recipe: Recipe, given: dict[str, Any], arm: str) -> dict[s
     gpu = torch.cuda.is_available()
     terminal = sys.stderr.isatty()
     machine = dict(
-        use_cpu=not gpu,
+        **for_engine(gpu),
         bf16=gpu and recipe.dtype == "bfloat16",
         gradient_checkpointing=gpu,
         dataloader_pin_memory=gpu,

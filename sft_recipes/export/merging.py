@@ -19,6 +19,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.bitsandbytes import dequantize_bnb_weight
@@ -110,8 +111,16 @@ def tables(model: PreTrainedModel) -> list[Any]:
 
 def is_tied(model: PreTrainedModel) -> bool:
     """Whether embedding and head are the same weights."""
-    found = [module.weight.data_ptr() for module in tables(model)]
-    return len(found) == 2 and found[0] == found[1]
+    found = [module.weight for module in tables(model)]
+    if len(found) < 2 or found[0] is found[1]:
+        return len(found) == 2
+    in_parts = isinstance(found[0], DTensor) or hasattr(found[0], "ds_shape")  # FSDP2, ZeRO-3: what lies here says nothing
+    return not in_parts and bool(found[0].data_ptr() == found[1].data_ptr())
+
+
+def shape(table: Any) -> tuple[int, ...]:
+    """Of a table's weights, also where they lie in parts: ZeRO-3 leaves their shape beside them."""
+    return tuple(getattr(table.weight, "ds_shape", table.weight.shape))
 
 
 def _own_tables(model: PreTrainedModel) -> None:

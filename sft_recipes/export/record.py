@@ -17,7 +17,7 @@ from ..recipe import Recipe
 from ..rows import IGNORED
 from ..weights.identity import layout
 from ..weights.templates import fingerprint
-from .merging import is_tied, tables
+from .merging import is_tied, shape, tables
 
 LOGITS_BUDGET = 2**26  # float32 logits kept for the proof: 256 MB, 256 tokens of Gemma 3's vocabulary
 PROMPTS = 64  # generations compared, and prompts rendered again
@@ -93,7 +93,7 @@ def record(
         answered: prompts and the replies the trained model gave, from its evaluation.
         served: from `served_prompts`.
     """
-    budget = LOGITS_BUDGET // tables(model)[0].weight.shape[0]
+    budget = LOGITS_BUDGET // shape(tables(model)[0])[0]
     kept = list(_supervised(rows, None if recipe.base == "measured" else budget))
     logits: list[torch.Tensor] = []
     losses, left = [], budget
@@ -172,6 +172,6 @@ def _checkpoint(recipe: Recipe, model: PreTrainedModel) -> dict[str, list[int]] 
     found = layout(recipe.model, recipe.revision)
     if not found or any(".quant_state" in name or name.endswith(("_scales", ".SCB", "weight_scale_inv")) for name in found):
         return None
-    after = tuple(tables(model)[0].weight.shape)
-    before = max((shape for name, shape in found.items() if "embed" in name and len(shape) == 2), default=after)
-    return {name: [*(after if shape == before else shape)] for name, shape in found.items()}
+    after = shape(tables(model)[0])
+    before = max((sizes for name, sizes in found.items() if "embed" in name and len(sizes) == 2), default=after)
+    return {name: [*(after if sizes == before else sizes)] for name, sizes in found.items()}

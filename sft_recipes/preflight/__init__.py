@@ -5,6 +5,7 @@ layouts      how they are laid out, and why                steps        optimise
 omitted      what is too long, or teaches nothing          duplicates   what stands in the data twice
 advice       settings that are seldom meant                diversity    how many different ones there are
 tables       the counts, for a terminal
+together     engines, and what does not go with them
 """
 
 from .layouts import Layout

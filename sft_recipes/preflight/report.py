@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..config import Resolved
+from ..engines import launched, unparted
 from ..evaluate import judge
 from ..optim.groups import account, parameter_groups
 from ..prepare import Part, Prepared, prepare
@@ -18,7 +19,7 @@ from ..recipe import RecipeError
 from ..rows import fitting
 from ..weights import refuse_another, unweighted
 from ..weights.skeleton import adapted
-from . import advice, diversity, duplicates, steps
+from . import advice, diversity, duplicates, steps, together
 from .layouts import Abilities, Layout, abilities, choose
 from .lengths import Batching, padding_warnings, percentiles
 from .omitted import lost
@@ -67,8 +68,10 @@ def check(
     report = Report(resolved)
     recipe, config = resolved.recipe, resolved.config
     able = None
+    report.faults += together.faults(recipe, config, launched(config), torch.cuda.device_count())
     try:
-        model = unweighted(recipe.model, recipe.revision)
+        with unparted():
+            model = unweighted(recipe.model, recipe.revision)
         able = abilities(model, recipe.adapter, config)
         parameters = sum(p.numel() for p in model.parameters())
         report.counts["parameters"] = parameters

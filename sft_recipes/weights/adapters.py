@@ -13,7 +13,7 @@ from .identity import base_of, record
 from .loading import device
 
 
-def save_adapter(model: PeftModel, tokenizer: Any, recipe: Recipe, folder: Path) -> Path:
+def save_adapter(model: PeftModel, tokenizer: Any, recipe: Recipe, folder: Path, weights: Any = None) -> Path:
     """Write a trained adapter as PEFT loads it, with the tokenizer, its chat template, and `base.json`.
 
     Its configuration names the base by id and commit, or by the folder's whole path, so that `AutoPeftModelForCausalLM` finds it
@@ -24,6 +24,7 @@ def save_adapter(model: PeftModel, tokenizer: Any, recipe: Recipe, folder: Path)
         tokenizer: from `load_tokenizer`.
         recipe: names the base.
         folder: written whole or not at all.
+        weights: its trained tensors by their names in the model, where the model's own lie in parts.
 
     Returns:
         `folder`.
@@ -36,7 +37,7 @@ def save_adapter(model: PeftModel, tokenizer: Any, recipe: Recipe, folder: Path)
         config.base_model_name_or_path = str(Path(recipe.model).resolve()) if Path(recipe.model).is_dir() else recipe.model
         config.revision = base["revision"]
     with unfinished(folder) as building:
-        model.save_pretrained(str(building))
+        model.save_pretrained(str(building), state_dict=weights)
         tokenizer.save_pretrained(building)
         record(building, recipe)
         put(building, folder)
