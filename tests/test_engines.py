@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from accelerate import DistributedType, PartialState
+from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
 from peft import LoraConfig, get_peft_model
@@ -157,4 +157,4 @@ def test_weights_that_will_be_parted_are_loaded_onto_the_cpu_and_quantised_ones_
 
 
 def test_alone_nobody_is_waited_for():
-    assert PartialState is not None and engines.wait(SimpleNamespace(num_processes=1)) is None
+    assert engines.wait(SimpleNamespace(num_processes=1)) is None
