@@ -139,6 +139,7 @@ def command(*words, cwd, **env):
     return done
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Two processes share the tests, a file each at a time, as its fixtures are costly; the main job is made once and begins first."""
     for item in items:

@@ -50,15 +50,17 @@ def test_make_without_processes_is_as_before_and_an_unknown_engine_is_refused():
 SCRIPT = ROOT / "launch" / "slurm.sh"
 
 
-def srun(tmp_path, *words, **env):
+def srun(tmp_path, *words, run="", **env):
     """What the script would hand to `srun` on the second of two nodes: each of its words on a line."""
     (tmp_path / "launch").mkdir()
     for file in FILES:
         (tmp_path / "launch" / file.name).write_text(file.read_text())
-    tools = {"srun": '[ "$1" = --kill-on-bad-exit=1 ] && shift; exec "$@"', "scontrol": "printf 'node-a\\nnode-b\\n'"}
+    tools = {"srun": '[ "$1" = --kill-on-bad-exit=1 ] && shift; exec "$@"'}
+    tools["scontrol"] = """[ "$1" = requeue ] && echo "requeued $2" || printf 'node-a\\nnode-b\\n'"""
+    tools["scancel"] = 'echo "told $*"; touch told'
     accelerate = tmp_path / ".venv" / "bin" / "accelerate"
     accelerate.parent.mkdir(parents=True)
-    accelerate.write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
+    accelerate.write_text(f"#!/bin/bash\nprintf '%s\\n' \"$@\"\n{run}\n")
     for name, body in tools.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
     for file in (accelerate, *(tmp_path / name for name in tools)):
@@ -83,8 +85,15 @@ def test_the_slurm_script_starts_every_node_with_its_own_rank(tmp_path):
     assert words[13:] == ["-m", "sft_recipes", "train", "gemma-tools", "--data", "my talks.jsonl"]
 
 
-def test_a_requeued_job_resumes_and_a_wrong_engine_is_refused(tmp_path_factory):
-    assert srun(tmp_path_factory.mktemp("a"), "x", SLURM_RESTART_COUNT="1").stdout.splitlines()[-2:] == ["x", "--resume"]
+def test_a_job_that_is_warned_tells_its_run_waits_for_it_and_is_queued_again(tmp_path):
+    """SLURM's warning goes to the script, here from the run, which ends once it has been told, with the code of a stopped one."""
+    done = srun(tmp_path, "x", run="kill -USR1 $PPID; while [ ! -e told ]; do sleep 0.02; done; echo saved; exit 75")
+    assert done.stdout.splitlines()[-3:] == ["told --signal=TERM 4711", "saved", "requeued 4711"] and done.returncode == 75
+
+
+def test_a_run_that_fails_is_not_queued_again_and_a_wrong_engine_is_refused(tmp_path_factory):
+    failed = srun(tmp_path_factory.mktemp("a"), "x", run="exit 1")
+    assert failed.returncode == 1 and "requeued" not in failed.stdout
     refused = srun(tmp_path_factory.mktemp("b"), "x", ENGINE="fsdp3")
     assert refused.returncode == 2 and "no launch/fsdp3.yaml" in refused.stderr
     assert srun(tmp_path_factory.mktemp("c")).returncode == 2
@@ -93,7 +102,7 @@ def test_a_requeued_job_resumes_and_a_wrong_engine_is_refused(tmp_path_factory):
 def test_the_slurm_script_is_sound_and_asks_to_be_warned_and_queued_again():
     assert subprocess.run(["bash", "-n", SCRIPT]).returncode == 0
     text = SCRIPT.read_text()
-    assert {"--requeue", "--signal=SIGTERM@120", "--ntasks-per-node=1"} <= set(re.findall(r"^#SBATCH (\S+)", text, re.M))
+    assert {"--requeue", "--signal=B:USR1@120", "--ntasks-per-node=1"} <= set(re.findall(r"^#SBATCH (\S+)", text, re.M))
     assert yaml.safe_load((ROOT / "launch" / f"{re.search('ENGINE:-(.*?)}', text)[1]}.yaml").read_text())["num_machines"] == 1
 
 
