@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 from .recipe import RecipeError
-from .run import Run
+from .run import Run, written
 
 # What a run may differ in and still give the same weights; of devices and accumulation it is their product that counts
 FREE = {
@@ -36,7 +35,7 @@ def finished(run: Run) -> bool:
 def differences(run: Run, described: dict[str, Any]) -> list[str]:
     """What the run in the folder says otherwise than `run.describe` now does, `name: then, now`; of what changes the weights."""
     before = _flat(run.read("recipe.json"))
-    now = _flat(json.loads(json.dumps(described, default=str)))
+    now = _flat(written(described))
     names = [name for name in {**before, **now} if not _free(name) and before.get(name) != now.get(name)]
     found = [f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in names]
     rows = [_devices(said) for said in (before, now)]

@@ -141,6 +141,11 @@ class Run:
         return self.folder.rename(target)
 
 
+def written(content: Any) -> Any:
+    """What is read again where this is written."""
+    return json.loads(json.dumps(content, default=_plain))
+
+
 def _plain(value: Any) -> str:
     """What JSON has no word for, as text; a function by its name, which is the same in every process."""
     if isinstance(value, partial):

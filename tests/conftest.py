@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -139,13 +140,21 @@ def command(*words, cwd, **env):
     return done
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Two processes share the tests, a file each at a time, as its fixtures are costly; the main job is made once and begins first."""
-    for item in items:
-        together = "main_job" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("main job" if together else item.path.name))
+    """The main job begins first: it takes longest."""
     items.sort(key=lambda item: "main_job" not in item.fixturenames)
+
+
+class ByFile(LoadFileScheduling):
+    """Two processes share the tests, a file each at a time, as its fixtures are costly; the main job is run once."""
+
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return "the main job" if file.endswith(("e2e/test_main_job.py", "e2e/test_serving.py")) else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -344,6 +344,18 @@ def test_another_run_is_not_gone_on_with_but_moved_aside(make, capsys):
     assert trainer.run.folder.with_name("other.1").is_dir()
 
 
+def spoken():
+    return [{"messages": [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": f"{i}"}]} for i in range(29)]
+
+
+def test_a_run_on_data_that_a_function_makes_is_the_same_one(make, capsys):
+    options = dict(train_dataset=None, data=spoken)
+    killed(make("function", **options), "training_step", 5)
+    make("function", **options).train()
+    said = capsys.readouterr().err
+    assert "continued from" in said and "moved aside" not in said
+
+
 def test_asked_to_resume_another_run_it_warns_and_with_other_data_it_refuses(make, chats, capsys):
     killed(make("asked"), "training_step", 5)
     make("asked", max_steps=10).train(resume_from_checkpoint=True)
