@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
-from functools import wraps
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .public import public
+from .arguments import FIELDS, fields, one_line_errors
 from .recipe import RecipeError, summaries
-from .stopping import CODE, Stopped
 
 app = typer.Typer(
     help="Supervised fine-tuning on TRL and PEFT that trains exactly what the model will generate when served.",
@@ -23,47 +20,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# Anything else on the line is a field of the recipe or of trl.SFTConfig: --learning_rate 1e-4 --data mine.jsonl
-FIELDS = {"allow_extra_args": True, "ignore_unknown_options": True}
-NAMED_HERE = {"from": "start_from"}  # no name that Python allows
-
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, as `list` prints it.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its recipe's name.")]
 Scale = Annotated[str, typer.Option(help="full, tiny, or auto: full where a CUDA device is present.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-
-
-def one_line_errors(verb: Callable[..., None]) -> Callable[..., None]:
-    """Print each fault of a `RecipeError` on standard error and exit 1, without a traceback."""
-
-    @wraps(verb)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            verb(*args, **kwargs)
-        except RecipeError as error:
-            for fault in error.faults:
-                typer.echo(f"error: {public(fault)}", err=True)
-            raise typer.Exit(1) from None
-        except Stopped as stopped:
-            typer.echo(f"stopped: {stopped}; the same command goes on from there", err=True)
-            raise typer.Exit(CODE) from None
-
-    return run
-
-
-def fields(context: typer.Context) -> dict[str, str]:
-    """`--name value`, `--name=value` and a bare `--name` (true) from what the verb itself did not take."""
-    found: dict[str, str] = {}
-    words = list(context.args)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise RecipeError(f"unexpected argument '{word}'; fields are written --name value")
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            value = words.pop(0) if words and not words[0].startswith("--") else "true"
-        found[NAMED_HERE.get(name, name).replace("-", "_")] = value
-    return found
 
 
 @app.command("list")

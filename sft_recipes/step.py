@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 from functools import partial
@@ -29,7 +28,7 @@ from .optim.schedule import schedule
 from .public import public
 from .recipe import Recipe, RecipeError
 from .rows import IGNORED
-from .rows.grouping import LengthGrouped, Shuffled
+from .rows.grouping import LengthGrouped, Shuffled, drawn_from
 from .tally import Tally
 from .unprepared import still_unprepared
 
@@ -297,9 +296,3 @@ class StepTrainer(SFTTrainer):
     def _warn(self, text: str) -> None:
         if self.is_world_process_zero():
             print(f"warning: {public(text)}", file=sys.stderr)
-
-
-def drawn_from(*numbers: int) -> int:
-    """A seed for torch that differs for different numbers: 63 bits of the BLAKE2 hash of their digits."""
-    digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1

@@ -39,6 +39,7 @@ MAY = {
     "unprepared": set(),
     "checkpoints": {"recipe"},
     "stopping": set(),
+    "arguments": {"public", "recipe", "stopping"},
     "lasting": {"checkpoints", "recipe", "step", "stopping"},
     "continuing": {"recipe", "run"},
     "verdict": set(),
