@@ -238,12 +238,7 @@ def cache_folder() -> Path:
 
 
 def _part(
-    conversations: Sequence[Conversation],
-    read: int,
-    recipe: Recipe,
-    tokenizer: Any,
-    max_length: int | None,
-    faults: list[str],
+    conversations: Sequence[Conversation], read: int, recipe: Recipe, tokenizer: Any, max_length: int | None, faults: list[str]
 ) -> Part:
     found = _supervised(conversations, recipe, tokenizer, max_length)
     wrong: list[str] = []
