@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ SIZE: Any = dict(hidden_size=256, intermediate_size=768, num_hidden_layers=6, nu
 ALIKE: Any = dict(use_cpu=True, bf16=False, gradient_checkpointing=False, learning_rate=1e-3, num_train_epochs=1, seed=0)
 QUIET: Any = dict(report_to="none", save_strategy="no", eval_strategy="no", logging_strategy="no", disable_tqdm=True)
 
-Rows = list[dict[str, Any]]
+Rows = Sequence[dict[str, Any]]
 Side = Callable[[Rows, int, Any, str], Trainer]  # rows, steps in which to train them, tokenizer, folder
 
 

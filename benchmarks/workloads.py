@@ -9,7 +9,7 @@ chat         nothing in common, lengths as in chats: log-normal, median 300 toke
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -102,7 +102,7 @@ WORKLOADS = {
 }
 
 
-def rows_of(name: str, groups: int) -> tuple[list[dict[str, Any]], Any]:
+def rows_of(name: str, groups: int) -> tuple[Sequence[dict[str, Any]], Any]:
     """The first groups of a workload as separate rows, each turn in its served context; and the tokenizer."""
     workload = WORKLOADS[name]
     tokenizer = load_tokenizer(Recipe(model=str(TINY / "gemma3"), data="none", chat_template=workload.template))

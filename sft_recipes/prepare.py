@@ -7,8 +7,10 @@ all of the data and raised together.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from .data.reading import Conversation
 from .data.retained import is_text, load_retained
 from .evaluate import Question
 from .recipe import Recipe, RecipeError, SupervisionError, sources
-from .rows import IGNORED, Supervision, balance, build_rows
+from .rows import Supervision, balance, build_rows, with_weights
+from .shelf import collected, picked
 from .turns import Supervisor, Turn, stop_ids
 from .turns.dataset import supervise_all
+from .turns.parallel import supervise_many
 from .turns.turn import collector_paused
 from .weights import load_tokenizer
 from .weights.templates import fingerprint
@@ -29,23 +33,25 @@ MEASURED = 200  # conversations or texts of the data to be kept, at most
 
 @dataclass
 class Part:
-    """The training or the held-out conversations, at every stage.
+    """The training or the held-out conversations, at every stage; on disk where they are many.
 
     Attributes:
         read: how many conversations the source has, where only a sample of them is here.
     """
 
     read: int
-    conversations: list[Conversation]
-    turns: list[list[Turn]]
-    rows: list[dict[str, Any]]
+    conversations: Sequence[Conversation]
+    turns: Sequence[list[Turn]]
+    rows: Sequence[dict[str, Any]]
     supervision: Supervision
 
     @property
     def hash(self) -> str:
         """A hash of everything the conversations say, in order, and of their tests."""
-        said = (data.fingerprint(c) + (repr(c["tests"]) if "tests" in c else "") for c in self.conversations)
-        return hashlib.sha256("".join(said).encode("utf-8", "surrogatepass")).hexdigest()
+        digest = hashlib.sha256()
+        for c in self.conversations:
+            digest.update((data.fingerprint(c) + (repr(c["tests"]) if "tests" in c else "")).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
 
 
 @dataclass
@@ -71,13 +77,14 @@ class Prepared:
     retained: Part | None = None
     replayed: Part | None = None
 
-    @property
-    def rows(self) -> list[dict[str, Any]]:
+    @cached_property
+    def rows(self) -> Sequence[dict[str, Any]]:
         """Everything that is trained: `train`, then what is replayed; all with `loss_weights` where any has them."""
-        rows = self.train.rows + (self.replayed.rows if self.replayed else [])
-        if not any("loss_weights" in row for row in rows):
-            return rows
-        return [{"loss_weights": [float(label != IGNORED) for label in row["labels"]], **row} for row in rows]
+        if self.replayed is None or not self.replayed.rows:
+            return self.train.rows
+        parts = (self.train.rows, self.replayed.rows)
+        rows = chain(*parts)
+        return collected(map(with_weights, rows) if any("loss_weights" in row for part in parts for row in part[:1]) else rows)
 
     @property
     def supervised_tokens(self) -> int:
@@ -172,7 +179,7 @@ def _or_faults(faults: list[str], work: Callable[..., Any], *args: Any) -> Any:
 
 def _conversations(
     trainer_class: Any, recipe: Recipe, train_dataset: Iterable[dict] | None, eval_dataset: Iterable[dict] | None
-) -> tuple[list[Conversation], list[Conversation]]:
+) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
     convert = trainer_class.conversation
     given = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
     in_memory = {name: data.load_rows(rows, name, convert) for name, rows in given.items() if rows is not None}
@@ -216,11 +223,11 @@ def _to_be_kept(
     return retained, part
 
 
-def _spread(conversations: list[Conversation], sample: int | None) -> list[Conversation]:
+def _spread(conversations: Sequence[Conversation], sample: int | None) -> Sequence[Conversation]:
     """At most `sample` of the conversations, evenly spread over all of them."""
     if sample is None or len(conversations) <= sample:
         return conversations
-    return [conversations[i * len(conversations) // sample] for i in range(sample)]
+    return picked(conversations, [i * len(conversations) // sample for i in range(sample)])
 
 
 def cache_folder() -> Path:
@@ -231,29 +238,34 @@ def cache_folder() -> Path:
 
 
 def _part(
-    conversations: list[Conversation],
-    read: int,
-    recipe: Recipe,
-    tokenizer: Any,
-    max_length: int | None,
-    faults: list[str],
+    conversations: Sequence[Conversation], read: int, recipe: Recipe, tokenizer: Any, max_length: int | None, faults: list[str]
 ) -> Part:
     found = _supervised(conversations, recipe, tokenizer, max_length)
-    known = [(c["source"], turns) for c, turns in zip(conversations, found, strict=True)]
-    faults += [f"{source}, {fault}" for source, turns in known if isinstance(turns, SupervisionError) for fault in turns.faults]
-    supervised = [(source, turns) for source, turns in known if isinstance(turns, list)]
-    learned_turns = [turns for _, turns in supervised]
-    built = _or_faults(faults, build_rows, supervised, max_length, recipe.mask, recipe.loss_per, recipe.overlong)
+    wrong: list[str] = []
+    others: list[str] = []
+    built = _or_faults(others, build_rows, _learned(conversations, found, wrong), max_length, recipe.mask, recipe.loss_per, recipe.overlong)
+    faults += wrong + others
     rows, supervision = built or ([], Supervision())
     if built:
-        _or_faults(faults, balance, learned_turns, rows, supervision, recipe.mask)
-    return Part(read, conversations, learned_turns, rows, supervision)
+        _or_faults(faults, balance, (turns for turns in found if isinstance(turns, list)), rows, supervision, recipe.mask)
+    return Part(read, conversations, [] if wrong else found, rows, supervision)
 
 
-def _supervised(conversations: list[Conversation], recipe: Recipe, tokenizer: Any, max_length: int | None) -> list[Any]:
+def _learned(conversations: Sequence[Conversation], found: Sequence[Any], faults: list[str]) -> Iterator[tuple[str, list[Turn]]]:
+    """Where each conversation stands, and its turns; of one that has none, what is wrong with it joins the faults."""
+    for conversation, turns in zip(conversations, found, strict=True):
+        if isinstance(turns, SupervisionError):
+            faults += (f"{conversation['source']}, {fault}" for fault in turns.faults)
+        else:
+            yield conversation["source"], turns
+
+
+def _supervised(conversations: Sequence[Conversation], recipe: Recipe, tokenizer: Any, max_length: int | None) -> Sequence[Any]:
     """Each conversation's turns, or the `SupervisionError` that says what is wrong with it."""
     options = dict(last_turn_only=recipe.last_turn_only, allow_control_tokens=recipe.allow_control_tokens)
     supervisor = Supervisor(tokenizer, **options, **recipe.template_kwargs)
+    if not isinstance(conversations, list):  # many, on disk, and no plain texts
+        return supervise_many(supervisor, ((c["messages"], c["tools"]) for c in conversations), len(conversations), cache_folder())
     spoken = [(c["messages"], c["tools"]) for c in conversations if not is_text(c)]
     found = iter(supervise_all(supervisor, spoken, cache_folder()))
     return [_text_turns(c, tokenizer, max_length) if is_text(c) else next(found) for c in conversations]

@@ -11,12 +11,14 @@ import json
 import re
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..recipe import RecipeError, Rows, Source, nearest
+from ..shelf import collected, picked
+from ..watch import watched
 from .forms import Conversation, normalized
 from .messages import short
 from .tables import read_table
@@ -29,8 +31,8 @@ def load(
     sources: Iterable[Source | Rows],
     convert: Callable[[dict], dict],
     as_it_is: Callable[[dict, str], Conversation | None] = lambda row, where: None,
-) -> list[Conversation]:
-    """Read every source and convert every row.
+) -> Sequence[Conversation]:
+    """Read every source and convert every row; many of them lie on disk.
 
     Args:
         sources: files, datasets, or functions that make rows, read in order.
@@ -41,16 +43,17 @@ def load(
         RecipeError: every fault of every row at once (the first 20 in words), each with file and line.
     """
     faults: list[str] = []
-    conversations = [c for source in sources for c in _converted(read(source, faults), convert, faults, as_it_is)]
+    rows = (c for source in sources for c in _converted(read(source, faults), convert, faults, as_it_is))
+    conversations = collected(watched(rows, "reading"))
     raise_faults(faults)
     return conversations
 
 
-def load_rows(rows: Iterable[dict], name: str, convert: Callable[[dict], dict]) -> list[Conversation]:
+def load_rows(rows: Iterable[dict], name: str, convert: Callable[[dict], dict]) -> Sequence[Conversation]:
     """The same for rows in memory (a list or a `datasets.Dataset`), which are called `name:0`, `name:1`, ..."""
     faults: list[str] = []
     clean = (lambda row: row) if isinstance(rows, list) else _without_none
-    conversations = list(_converted(((clean(row), f"{name}:{i}") for i, row in enumerate(rows)), convert, faults))
+    conversations = collected(_converted(((clean(row), f"{name}:{i}") for i, row in enumerate(rows)), convert, faults))
     raise_faults(faults)
     return conversations
 
@@ -205,7 +208,7 @@ def fingerprint(conversation: Conversation) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def split(conversations: list[Conversation], held_out: int) -> tuple[list[Conversation], list[Conversation]]:
+def split(conversations: Sequence[Conversation], held_out: int) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
     """Hold out `held_out` conversations, and at most a fifth, chosen by their content.
 
     The choice depends on neither order nor seed, and equal conversations go to the same side. Where no fifth can be had so
@@ -224,5 +227,5 @@ def split(conversations: list[Conversation], held_out: int) -> tuple[list[Conver
             room -= copies[one]
     if held_out > 0 and not chosen and len(copies) > 1:
         chosen = {min(copies, key=lambda one: (copies[one], one))}
-    train = [c for c, p in zip(conversations, prints, strict=True) if p not in chosen]
-    return train, [c for c, p in zip(conversations, prints, strict=True) if p in chosen]
+    train, others = ([i for i, p in enumerate(prints) if (p in chosen) is held] for held in (False, True))
+    return picked(conversations, train), picked(conversations, others)

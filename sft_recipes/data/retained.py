@@ -5,7 +5,7 @@ A text goes through the same hands as a conversation; it has one message, of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..recipe import Rows, Source
@@ -15,7 +15,7 @@ from .reading import load
 TEXT = "text"  # the role
 
 
-def load_retained(sources: Iterable[Source | Rows], convert: Callable[[dict], dict]) -> list[Conversation]:
+def load_retained(sources: Iterable[Source | Rows], convert: Callable[[dict], dict]) -> Sequence[Conversation]:
     """Read `retain` data.
 
     Args:

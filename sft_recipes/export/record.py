@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,10 @@ def served_prompts(parts: Iterable[Any], count: int = PROMPTS) -> list[dict[str,
     Args:
         parts: with `conversations` and their `turns`, as `prepare` gives them.
     """
-    every = [(c, turn) for part in parts for c, turns in zip(part.conversations, part.turns, strict=True) for turn in turns]
-    chosen = every[:: max(1, len(every) // count)][:count]
+    pairs = [(part.conversations, part.turns) for part in parts]
+    total = sum(len(turns) for _, every in pairs for turns in every)
+    every = ((c, turn) for both in pairs for c, turns in zip(*both, strict=True) for turn in turns)
+    chosen = list(islice(every, 0, None, max(1, total // count)))[:count]
     return [
         {"messages": c["messages"][: turn.message_index], "tools": c["tools"] or None, "ids": turn.prompt_ids, "source": c["source"]}
         for c, turn in chosen

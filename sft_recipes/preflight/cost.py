@@ -56,9 +56,13 @@ class Cost:
 
     def tree(self, rows: Sequence[Mapping[str, Any]], supervised: int) -> Work:
         """Packed rows, as `rows.pack` gives them: a token at depth p of its tree sees p + 1 tokens, or those in its window."""
-        depths = [row["position_ids"] + np.int64(1) for row in rows]
-        pairs = {w: sum(int((seen if w is None else np.minimum(seen, w)).sum()) for seen in depths) for w in self.widths}
-        return self._work(sum(map(len, depths)), supervised, pairs)
+        tokens, pairs = 0, dict.fromkeys(self.widths, 0)
+        for row in rows:
+            seen = row["position_ids"] + np.int64(1)
+            tokens += len(seen)
+            for window in pairs:
+                pairs[window] += int((seen if window is None else np.minimum(seen, window)).sum())
+        return self._work(tokens, supervised, pairs)
 
     def _work(self, tokens: int, supervised: int, pairs: Mapping[int | None, int]) -> Work:
         attention = sum(4 * width * pairs[window] for window, width in self.widths.items())

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..data.reading import Conversation, fingerprint
+from ..shelf import picked
 
 Pair = tuple[str, str]  # where a copy stands, and where the conversation it copies stands
 NEAR, SHINGLE = 0.8, 5
@@ -81,25 +82,30 @@ class Duplicates:
         return found
 
 
-def find(train: list[Conversation], held_out: list[Conversation]) -> Duplicates:
+def find(train: Sequence[Conversation], held_out: Sequence[Conversation]) -> Duplicates:
     """Exact and near copies within the training conversations, and of held-out ones in them.
 
     Near copies are looked for in at most 20,000 distinct training conversations, evenly spread.
     """
-    same: dict[str, list[Conversation]] = {}
-    for conversation in train:
-        same.setdefault(fingerprint(conversation), []).append(conversation)
-    repeated = [(copy["source"], first["source"]) for first, *copies in same.values() for copy in copies]
-    known = [same.get(fingerprint(conversation), []) for conversation in held_out]
-    leaked = [(copy["source"], first[0]["source"]) for copy, first in zip(held_out, known, strict=True) if first]
-    distinct = [first for first, *_ in same.values()]
-    compared = distinct[:: max(1, -(-len(distinct) // COMPARED))]
-    within, across = _near(compared, [c for c, first in zip(held_out, known, strict=True) if not first])
+    first: dict[bytes, int] = {}
+    copies: dict[int, list[int]] = {}
+    places: list[str] = []
+    for i, conversation in enumerate(train):
+        places.append(conversation["source"])
+        original = first.setdefault(bytes.fromhex(fingerprint(conversation)), i)
+        if original != i:
+            copies.setdefault(original, []).append(i)
+    repeated = [(places[copy], places[original]) for original in sorted(copies) for copy in copies[original]]
+    known = [first.get(bytes.fromhex(fingerprint(conversation))) for conversation in held_out]
+    leaked = [(copy["source"], places[i]) for copy, i in zip(held_out, known, strict=True) if i is not None]
+    distinct = list(first.values())
+    compared = picked(train, distinct[:: max(1, -(-len(distinct) // COMPARED))])
+    within, across = _near(compared, [c for c, i in zip(held_out, known, strict=True) if i is None])
     sizes = (len(train), len(held_out))
     return Duplicates(Copies(repeated, within), Copies(leaked, across), len(distinct), len(compared), sizes)
 
 
-def _near(train: list[Conversation], held_out: list[Conversation]) -> tuple[list[Pair], list[Pair]]:
+def _near(train: Sequence[Conversation], held_out: Sequence[Conversation]) -> tuple[list[Pair], list[Pair]]:
     """Near copies within `train`, and of `held_out` in it. A copy, once found, is not asked about again: templated data
     would otherwise compare everything with everything."""
     kept, judges = _Index(), _Index()
@@ -127,7 +133,7 @@ class _Sketch:
     minhash: Any
 
 
-def _sketches(conversations: list[Conversation]) -> Iterator[_Sketch]:
+def _sketches(conversations: Sequence[Conversation]) -> Iterator[_Sketch]:
     """One for each conversation that has words."""
     from datasketch import MinHash  # half a second, most of it scipy
 

@@ -201,7 +201,7 @@ def counts(part: Part, batching: Batching, max_length: int | None) -> dict[str, 
     share of pad positions in batches of separate rows.
     """
     lengths, trained = row_lengths(part), {row["source"] for row in part.rows}
-    kept = [turns for c, turns in zip(part.conversations, part.turns, strict=True) if c["source"] in trained]
+    kept = (turns for c, turns in zip(part.conversations, part.turns, strict=True) if c["source"] in trained)
     return {
         **part.supervision.as_dict(),
         "in_source": part.read,

@@ -11,6 +11,6 @@ from .account import IGNORED, Supervision, balance
 from .dataset import dataset
 from .overlong import fitting
 from .packing import Packed, pack
-from .separate import build_rows, paths
+from .separate import build_rows, paths, with_weights
 
-__all__ = ["IGNORED", "Packed", "Supervision", "balance", "build_rows", "dataset", "fitting", "pack", "paths"]
+__all__ = ["IGNORED", "Packed", "Supervision", "balance", "build_rows", "dataset", "fitting", "pack", "paths", "with_weights"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..recipe import RecipeError
+from ..shelf import collected
 from ..turns import Turn
 from .account import IGNORED, Supervision
 from .overlong import fitting, length, told
@@ -55,7 +56,7 @@ def build_rows(
     mask: str = "completion",
     loss_per: str = "token",
     overlong: str = "trim",
-) -> tuple[list[dict[str, Any]], Supervision]:
+) -> tuple[Sequence[dict[str, Any]], Supervision]:
     """Rows for training, and the account of them.
 
     Args:
@@ -73,19 +74,37 @@ def build_rows(
     Raises:
         RecipeError: every conversation that is too long, where these are refused.
     """
-    account = Supervision()
-    kept = [(source, _kept(source, turns, max_length, mask, overlong, account)) for source, turns in supervised]
+    account, weighted = Supervision(), set[bool]()
+    rows = collected(_rows(supervised, max_length, mask, loss_per, overlong, account, weighted))
     if overlong == "refuse" and account.dropped:
         ways = f"--max_length {account.longest} keeps all, or choose --overlong trim or --overlong drop"
         raise RecipeError(*(f"{place}; {ways}" for place in account.dropped))
-    rows: list[dict[str, Any]] = [
-        {"input_ids": path.input_ids, "labels": path.labels, "source": source} for source, sequences in kept for path in sequences
-    ]
-    if loss_per == "example" or any(turn.weight != 1 for _, sequences in kept for path in sequences for turn in path.turns):
-        weights = [found for _, sequences in kept for found in _loss_weights(sequences, loss_per)]
-        for row, found in zip(rows, weights, strict=True):
-            row["loss_weights"] = found
-    return rows, account
+    return collected(map(with_weights, rows)) if len(weighted) > 1 else rows, account
+
+
+def _rows(
+    supervised: Iterable[tuple[str, Sequence[Turn]]],
+    max_length: int | None,
+    mask: str,
+    loss_per: str,
+    overlong: str,
+    account: Supervision,
+    weighted: set[bool],
+) -> Iterator[dict[str, Any]]:
+    """The rows of each conversation, with `loss_weights` where its own tokens ask for them; `weighted` gets whether they do."""
+    for source, turns in supervised:
+        sequences = _kept(source, turns, max_length, mask, overlong, account)
+        weights = loss_per == "example" or any(turn.weight != 1 for path in sequences for turn in path.turns)
+        found = _loss_weights(sequences, loss_per) if weights else []
+        for number, path in enumerate(sequences):
+            weighted.add(weights)
+            row: dict[str, Any] = {"input_ids": path.input_ids, "labels": path.labels, "source": source}
+            yield {**row, "loss_weights": found[number]} if weights else row
+
+
+def with_weights(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with `loss_weights`, where it has none 1 for each labelled token, as it must have beside rows that have some."""
+    return row if "loss_weights" in row else {**row, "loss_weights": [float(label != IGNORED) for label in row["labels"]]}
 
 
 def _kept(source: str, turns: Sequence[Turn], max_length: int | None, mask: str, overlong: str, account: Supervision) -> list[Path]:

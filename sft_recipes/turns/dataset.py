@@ -25,7 +25,7 @@ SOURCES = tuple(sorted(Path(__file__).parent.glob("*.py")))  # the code that dec
 
 
 def supervise_all(
-    supervisor: Supervisor, conversations: Sequence[Conversation], cache: Path | None = None
+    supervisor: Supervisor, conversations: Sequence[Conversation], cache: Path | None = None, quiet: bool = False
 ) -> list[list[Turn] | SupervisionError]:
     """The turns of each conversation, or the error that says why it has none, in order.
 
@@ -34,12 +34,13 @@ def supervise_all(
         conversations: `(messages, tools)` as the template knows them.
         cache: a folder that keeps the turns under a hash of conversations, tokenizer, template and this code. Datasets with
             faults are not kept. `None` reads and keeps nothing.
+        quiet: show no bar.
     """
     file = cache / f"{fingerprint(supervisor, conversations)}.npz" if cache else None
     with collector_paused():
         if file and (kept := _kept(file, len(conversations))) is not None:
             return kept
-        found = _supervised(supervisor, conversations)
+        found = _supervised(supervisor, conversations, quiet)
         whole = [turns for turns in found if isinstance(turns, list)]
         if file and len(whole) == len(found):
             _keep(file, whole)
@@ -89,9 +90,9 @@ def _keep(file: Path, found: Sequence[list[Turn]]) -> None:
             unfinished.unlink()
 
 
-def _supervised(supervisor: Supervisor, conversations: Sequence[Conversation]) -> list[list[Turn] | SupervisionError]:
+def _supervised(supervisor: Supervisor, conversations: Sequence[Conversation], quiet: bool) -> list[list[Turn] | SupervisionError]:
     starts = range(0, len(conversations), CHUNK)
-    bar = tqdm(starts, desc="supervising", unit_scale=CHUNK, unit=" conversations", disable=None, delay=2, leave=False)
+    bar = tqdm(starts, desc="supervising", unit_scale=CHUNK, unit=" conversations", disable=quiet or None, delay=2, leave=False)
     behind: list[Future] = []
     with ThreadPoolExecutor(1) as worker:  # one chunk is encoded, in Rust and outside Python's lock, while the next is rendered
         for start in bar:
