@@ -25,7 +25,7 @@ class Told:
     def train(self, mode):
         return self
 
-    def generate(self, input_ids, attention_mask, generation_config, streamer, synced_gpus):
+    def generate(self, input_ids, attention_mask, generation_config, streamer, synced_gpus, stopping_criteria):
         self.prompts.append(input_ids[0].tolist())
         streamer.put(input_ids)
         reply = torch.tensor(self.replies.pop(0))

@@ -157,5 +157,5 @@ def test_names_that_cannot_be_judged_are_told_together(finished, judge, small_ba
     lines = typed("eval", "./rum", "run/adapter", str(tmp_path), "gemma/absent", *words(judge)).stderr.strip().splitlines()
     assert lines[0] == "error: no run at runs/rum, did you mean 'run'?"
     assert lines[1] == "error: run/adapter is an adapter: name its run, with --adapter"
-    assert lines[2].startswith(f"error: {tmp_path} is neither a run") and "model 'gemma/absent' cannot be loaded" in lines[3]
+    assert lines[2].startswith(f"error: {tmp_path} is neither a run") and "model 'gemma/absent': it is not in the cache" in lines[3]
     assert typed("eval", "--held_out", "x").stderr.strip() == "error: name a run or a model before any field"

@@ -143,9 +143,9 @@ def test_the_unmasked_arm_learns_the_question_too_and_is_judged_alike(tmp_path):
 
 def test_a_run_writes_down_which_function_made_its_rows(tmp_path):
     recipe = load_recipe("chain-of-thought").recipe
-    Run(tmp_path).write("recipe.json", {"data": recipe.data, "direct": recipe.ablation["direct"]["data"]})
+    Run(tmp_path).write("functions.json", {"whole": recipe.data, "direct": recipe.ablation["direct"]["data"]})
     name = "recipes.chain_of_thought.train_sums"
-    assert Run(tmp_path).read("recipe.json") == {"data": name, "direct": f"{name}(False)"}
+    assert Run(tmp_path).read("functions.json") == {"whole": name, "direct": f"{name}(False)"}
 
 
 def test_only_a_model_from_scratch_may_learn_everything():

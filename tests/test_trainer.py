@@ -123,7 +123,7 @@ def test_a_model_that_is_not_the_trained_one_is_refused_and_the_rest_kept(make, 
     for merge in (metrics["merge"], {}):  # refused; stopped before it was proven
         trainer.run.write("metrics.json", {**metrics, "merge": merge})
         screen.print_summary(summary(trainer.run))
-        assert f"Not deployed. Next: make merge RUN={trainer.run.folder}" in " ".join(capsys.readouterr().out.split("\n"))
+        assert f"Not deployed. Next: make merge RUN={trainer.run.folder}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_whose_template_has_changed_is_not_merged_with_another(finished, tmp_path):

@@ -40,7 +40,7 @@ class Neftune:
     def during(self, inputs: Mapping[str, Any], lengths: Tensor | None = None) -> Iterator[None]:
         """One forward pass of `inputs` with noise; none in evaluation mode, and no second one within another such block.
 
-        Drawn from torch's global generator, so that a checkpoint that restores its state restores the noise.
+        Drawn from torch's global generator, which the trainer seeds for each micro-batch: the noise does not depend on what came before.
 
         Args:
             inputs: a batch, as `document_lengths` reads it.
