@@ -6,6 +6,8 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["OMP_NUM_THREADS"] = "1"  # each of the two has one core, and so have the programs that it starts
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="sft-recipes-tests-")  # no test reads what another run has kept
 
 import json

@@ -31,7 +31,7 @@ def executed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IPYTHONDIR", str(folder / "ipython"))
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+        NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
     return folder, notebook
 
 
