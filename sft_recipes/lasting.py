@@ -224,10 +224,8 @@ class LastingTrainer(StepTrainer):
         """
         self._save_checkpoint(self.model_wrapped, None)
         step = self.state.global_step
-        raise Stopped(f"{self.stop.asked or 'another process was told to end'}: step {step} is saved in {self._newest_name(step)}")
-
-    def _newest_name(self, step: int) -> Path:
-        return self.checkpoints / checkpoints.name(step)
+        saved = self.checkpoints / checkpoints.name(step)
+        raise Stopped(f"{self.stop.asked or 'another process was told to end'}: step {step} is saved in {saved}")
 
     def _told_to_stop(self) -> bool:
         """Whether any process was; they ask together, so that none waits for one that has left."""
