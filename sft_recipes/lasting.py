@@ -112,8 +112,6 @@ class LastingTrainer(StepTrainer):
         """What the rest of the run depends on beside upstream's state, as plain data; all processes call this together."""
         loss = self.accelerator.reduce(self._tr_loss.detach().clone().double(), "mean").item()
         return {
-            "step": self.state.global_step,
-            "processes": self.accelerator.num_processes,
             "due": {"evaluate": self._evaluation_due(), "save": self._due["save"]},
             "loss_since_log": {"sum": loss, "from": self._globalstep_last_logged},
             "tally": self._tally.everywhere(lambda mine: self.accelerator.reduce(mine, "sum"), self.accelerator.device),
@@ -157,7 +155,8 @@ class LastingTrainer(StepTrainer):
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         """Upstream's; a best checkpoint that is not whole any more is forgotten with its score, and that is said."""
         found = super()._init_training_state(*args, **kwargs)
-        best = self.state.best_model_checkpoint
+        if best := self.state.best_model_checkpoint:  # as the folder is called now, which may have been moved
+            best = self.state.best_model_checkpoint = str(self.checkpoints / Path(best).name)
         if self.state.best_metric is not None and self.state.best_global_step:
             fault = self.fault_of(Path(best or ""))
             if fault:

@@ -128,6 +128,8 @@ class RecipeTrainer(JudgedTrainer):
         """
         described = describe(self.resolved, self.prepared, self.layout, base_of(self.resolved.recipe))
         goes_on = self._goes_on(asked, described)
+        if isinstance(asked, str) and (fault := self.fault_of(Path(asked))):
+            raise RecipeError(f"{asked} is not continued from: {fault}; --resume takes the newest good one")
         begins = Path(asked) if isinstance(asked, str) else self.newest_checkpoint() if goes_on else None
         if begins is not None:
             self.continued_from = begins
