@@ -5,10 +5,8 @@ A conversation is plain data: `{"messages": [...], "tools": [...], "source": "fi
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
-import re
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,14 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..recipe import RecipeError, Rows, Source, nearest
+from ..recipe import RecipeError, Rows, Source
 from ..shelf import collected, picked
 from ..watch import watched
+from .files import SUFFIXES, read_json
 from .forms import Conversation, normalized
-from .messages import short
 from .tables import read_table
 
-NEXT = re.compile(r"[^\s,]")  # where an entry of a list begins, or the list ends
 SHOWN = 20  # faults printed before the rest are only counted
 
 
@@ -52,7 +49,7 @@ def load(
 def load_rows(rows: Iterable[dict], name: str, convert: Callable[[dict], dict]) -> Sequence[Conversation]:
     """The same for rows in memory (a list or a `datasets.Dataset`), which are called `name:0`, `name:1`, ..."""
     faults: list[str] = []
-    clean = (lambda row: row) if isinstance(rows, list) else _without_none
+    clean = (lambda row: row) if isinstance(rows, list) else without_none
     conversations = collected(_converted(((clean(row), f"{name}:{i}") for i, row in enumerate(rows)), convert, faults))
     raise_faults(faults)
     return conversations
@@ -69,10 +66,10 @@ def read(source: Source | Rows, faults: list[str]) -> Iterator[tuple[dict, str]]
     """A source's rows, each with where it stands (`file:line`, `dataset:row`, `function:row`); faults are appended, not raised."""
     if not isinstance(source, Source):
         yield from _made(source, faults)
-    elif Path(source.path).suffix in (".jsonl", ".json"):
-        yield from _read_jsonl(Path(source.path), faults)
+    elif Path(source.path).suffix in SUFFIXES:
+        yield from read_json(Path(source.path), faults)
     else:
-        yield from ((_without_none(row), where) for row, where in read_table(source, faults))
+        yield from ((without_none(row), where) for row, where in read_table(source, faults))
 
 
 def _made(source: Rows, faults: list[str]) -> Iterator[tuple[dict, str]]:
@@ -93,77 +90,6 @@ def _shown_name(rows: Rows) -> str:
     return f"{getattr(made_by, '__module__', '').rpartition('.')[2]}.{getattr(made_by, '__name__', type(made_by).__name__)}"
 
 
-def _read_jsonl(file: Path, faults: list[str]) -> Iterator[tuple[dict, str]]:
-    if not file.is_file():
-        here = file.parent.glob("*.jsonl") if file.parent.is_dir() else ()
-        faults.append(f"{file}: no such file{nearest(file.name, [f.name for f in here])}")
-        return
-    if file.suffix == ".json" and _begins_a_list(file):
-        yield from _read_list(file, faults)
-        return
-    empty, name = True, _shown(file)
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            empty = False
-            try:
-                yield json.loads(line, object_pairs_hook=_once), f"{name}:{number}"
-            except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of a number with thousands of digits
-                faults.append(f"{name}:{number}: not JSON: {error}")
-    if empty:
-        faults.append(f"{name}: the file is empty; it needs one conversation a line")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, in which no key may stand twice: the parser would keep the last value alone."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {short(twice)} stands twice in one object; keep one")
-    return found
-
-
-def _begins_a_list(file: Path) -> bool:
-    with file.open("rb") as start:
-        return start.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
-
-
-def _read_list(file: Path, faults: list[str]) -> Iterator[tuple[dict, str]]:
-    """The rows of a `.json` file that is one list, as Alpaca's and LLaMA-Factory's are, each with the line it begins on."""
-    name, empty = _shown(file), True
-    try:
-        for row, line in _elements(file.read_text("utf-8-sig")):
-            empty = False
-            yield row, f"{name}:{line}"
-    except (ValueError, RecursionError) as error:
-        faults.append(f"{name}:{getattr(error, 'lineno', 1)}: not JSON: {error}")
-    else:
-        faults += [f"{name}: the list is empty; it needs one conversation an entry"] if empty else []
-
-
-def _elements(text: str) -> Iterator[tuple[Any, int]]:
-    """The entries of a JSON list, one at a time, as the parser of the standard library does not say where each begins."""
-    at, decoder = text.index("[") + 1, json.JSONDecoder(object_pairs_hook=_once)
-    line = 1 + text.count("\n", 0, at)
-    while begins := NEXT.search(text, at):
-        line += text.count("\n", at, begins.start())
-        if begins[0] == "]":
-            if rest := text[begins.end() :].strip():
-                raise json.JSONDecodeError(f"{rest[:10]!r} after the end of the list", text, begins.end())
-            return
-        entry, end = decoder.raw_decode(text, begins.start())
-        yield entry, line
-        line, at = line + text.count("\n", begins.start(), end), end
-    raise json.JSONDecodeError("the list has no end; is the file cut off?", text, len(text))
-
-
-def _shown(file: Path) -> str:
-    """A file's path as a person would type it from here."""
-    here = Path.cwd()
-    return str(file.relative_to(here) if file.is_relative_to(here) else file)
-
-
 def _converted(
     rows: Iterable[tuple[Any, str]],
     convert: Callable[[dict], dict],
@@ -171,12 +97,17 @@ def _converted(
     as_it_is: Callable[[dict, str], Conversation | None] = lambda row, where: None,
 ) -> Iterator[Conversation]:
     for row, where in rows:
-        if not isinstance(row, dict):
-            faults.append(f"{where}: expected an object with `messages`, found {type(row).__name__}")
-            continue
-        conversation = as_it_is(row, where) or attempt(partial(_conversation, convert, row, where), "conversation", where, faults)
+        conversation = (as_it_is(row, where) if isinstance(row, dict) else None) or converted(row, where, convert, faults)
         if conversation is not None:
             yield conversation
+
+
+def converted(row: Any, where: str, convert: Callable[[dict], dict], faults: list[str]) -> Conversation | None:
+    """A row as a conversation, its shape checked; `None` where it has faults, which are appended with where it stands."""
+    if not isinstance(row, dict):
+        faults.append(f"{where}: expected an object with `messages`, found {type(row).__name__}")
+        return None
+    return attempt(partial(_conversation, convert, row, where), "conversation", where, faults)
 
 
 def _conversation(convert: Callable[[dict], dict], row: dict, where: str) -> Conversation:
@@ -195,17 +126,21 @@ def attempt(work: Callable[[], Any], hook: str, where: str, faults: list[str]) -
     return None
 
 
-def _without_none(value: Any) -> Any:
+def without_none(value: Any) -> Any:
     """Arrow gives every row the keys of all rows, filled with `None`; templates would print them."""
     if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list) else value
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    return [without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def said(conversation: Conversation) -> bytes:
+    """What a conversation says, wherever it stands, in UTF-8."""
+    return json.dumps([conversation["messages"], conversation["tools"]], sort_keys=True, ensure_ascii=False).encode()
 
 
 def fingerprint(conversation: Conversation) -> str:
-    """A hash of what a conversation says, wherever it stands."""
-    text = json.dumps([conversation["messages"], conversation["tools"]], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """A hash of that."""
+    return hashlib.sha256(said(conversation)).hexdigest()
 
 
 def split(conversations: Sequence[Conversation], held_out: int) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
