@@ -89,6 +89,8 @@ class Recipe:
             `adapter` folder of one, whose adapter is trained on.
         from_scratch: `model` is a folder with a `config.json` and a tokenizer, and its weights are drawn anew from the seed.
         data: training conversations: a path, a `Source`, a function that makes rows, or a tuple of them.
+        streaming: read `data` as they are trained, in windows of at most 20,000 conversations, and never all at once; `max_steps` says
+            how long. What `check` and `show` see, and what is held out, is of the first window; the others are checked when they come.
         held_out: conversations for evaluation, likewise; or a number: that many are split off `data`, by content.
         adapter: a `peft.LoraConfig` (or another `PeftConfig`); `None` trains all weights.
         quantization: a `transformers.BitsAndBytesConfig` for the frozen base; `None` keeps it whole.
@@ -138,6 +140,7 @@ class Recipe:
     start_from: str | None = None
     from_scratch: bool = False
     data: Data
+    streaming: bool = False
     held_out: int | Data = 200
     adapter: Any = None
     quantization: Any = None

@@ -164,6 +164,7 @@ def test_recipe_fields_are_frozen():
         "start_from",
         "from_scratch",
         "data",
+        "streaming",
         "held_out",
         "adapter",
         "quantization",

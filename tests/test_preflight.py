@@ -306,7 +306,7 @@ def test_rows_that_get_lost_on_their_way_stop_every_start(monkeypatch, jsonl, ch
         rows, account = build_rows(*args)
         return rows[1:], account
 
-    monkeypatch.setattr("sft_recipes.prepare.build_rows", careless)
+    monkeypatch.setattr("sft_recipes.parts.build_rows", careless)
     words = ["--data", jsonl(chats(10)), "--held_out", jsonl(chats(5, 100), "held.jsonl")]
     found = json.loads(run("check", "gemma-tools", "--scale", "tiny", *words, "--json").stdout)["faults"]
     assert len(found) == 2 and all("supervised tokens went in" in fault for fault in found)

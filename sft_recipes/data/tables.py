@@ -19,23 +19,31 @@ def read_table(source: Source, faults: list[str]) -> Iterator[tuple[dict, str]]:
         source: a Hub id, a folder, or a `.parquet` file.
         faults: why it cannot be loaded, or not to its end; of a local folder with the file that cannot be read.
     """
-    path, number = Path(source.path), -1
-    if path.suffix == PARQUET and not path.is_file():
-        faults.append(f"{source}: no such file")
-        return
+    number = -1
     try:
-        for number, row in enumerate(_loaded(source)):
+        for number, row in enumerate(loaded(source)):
             yield row, f"{source}:{number}"
     except Exception as error:  # the Hub, the network and every file format raise their own
-        faults.append(_damaged(path) or trouble(error, source.path, "dataset") or f"{source}: {_read_so_far(number)}{_root(error)}")
+        faults.append(broken(source, number, error))
 
 
-def _loaded(source: Source) -> Any:
+def loaded(source: Source, streaming: bool = False) -> Any:
+    """What `datasets` makes of it: a `Dataset`, or an `IterableDataset` that reads as it goes."""
     import datasets
 
     if Path(source.path).suffix == PARQUET:
-        return datasets.load_dataset("parquet", data_files=source.path, split="train")
-    return datasets.load_dataset(source.path, source.name, split=source.split)
+        return datasets.load_dataset("parquet", data_files=source.path, split="train", streaming=streaming)
+    return datasets.load_dataset(source.path, source.name, split=source.split, streaming=streaming)
+
+
+def broken(source: Source | str, number: int, error: Exception) -> str:
+    """The fault of a dataset that gives no further row after this one; of one in memory, named by a text, the error itself."""
+    if isinstance(source, str):
+        return f"{source}: {_read_so_far(number)}{_root(error)}"
+    path = Path(source.path)
+    if path.suffix == PARQUET and not path.is_file():
+        return f"{source}: no such file"
+    return _damaged(path) or trouble(error, source.path, "dataset") or f"{source}: {_read_so_far(number)}{_root(error)}"
 
 
 def _damaged(path: Path) -> str:
