@@ -1,4 +1,4 @@
-"""`JudgedTrainer`: a `LastingTrainer` that is judged by what it generates (promise 8), and by what it keeps of what it knew.
+"""`JudgedTrainer`: a `StreamingTrainer` that is judged by what it generates (promise 8), and by what it keeps of what it knew.
 
 Every evaluation, on all processes together: the held-out loss, every held-out turn generated and scored, the loss on the data to be
 kept. The checkpoint with the best score is the one that training ends with; of equal scores, that with the lower held-out loss.
@@ -16,10 +16,10 @@ from transformers.trainer_utils import IntervalStrategy
 
 from . import engines
 from . import evaluate as judging
-from .lasting import LastingTrainer
 from .prepare import Prepared
 from .recipe import RecipeError, unknown_name
 from .rows import dataset
+from .streaming import StreamingTrainer
 from .verdict.best import best
 from .verdict.forgetting import ACCURACY, LOSS, rise, too_much
 from .weights.checkpoint import restore
@@ -58,12 +58,12 @@ class LastStep(TrainerCallback):
             control.should_evaluate = True
 
 
-class JudgedTrainer(LastingTrainer):
-    """A `LastingTrainer` with a recipe's held-out conversations, scores, and data to be kept.
+class JudgedTrainer(StreamingTrainer):
+    """A `StreamingTrainer` with a recipe's held-out conversations, scores, and data to be kept.
 
     Args:
         prepared: rows, questions and stop tokens, from `prepare`.
-        **kwargs: as `LastingTrainer` takes them.
+        **kwargs: as `StreamingTrainer` takes them.
     """
 
     def __init__(self, prepared: Prepared, **kwargs: Any):

@@ -56,6 +56,8 @@ def print_report(report: Report) -> None:
 def _sampled(report: Report) -> list[str]:
     """What the counts leave out, where they do."""
     found, counts = [], report.counts
+    if counts.get("stream") and not counts["stream"]["whole"]:
+        found.append(f"a stream: its first {counts['train']['in_source']:,} conversations were read; the others are checked when they come")
     for part, name in zip(PARTS, ("", "held-out "), strict=True):
         c = counts.get(part)
         if c and c["conversations"] < c["in_source"]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from datasets import IterableDataset
 from peft import PeftModel
 
 from . import continuing, engines, export, tracking
@@ -27,6 +28,7 @@ from .rows import dataset
 from .run import Run, describe
 from .show.examples import examples
 from .show.view import Reader
+from .stream.later import stream_of
 from .verdict.curves import curves
 from .verdict.forgetting import forgetting
 from .verdict.hints import loss_hint
@@ -65,6 +67,7 @@ class RecipeTrainer(JudgedTrainer):
             os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # our rows are whole; TRL would cut them
         packed = self.layout.packed
+        rows = prepared.rows if packed is None else packed.rows
         if packed is not None:
             args.per_device_train_batch_size = 1  # row a micro-batch: it holds as many conversations as it has tokens for
         continued = isinstance(model, PeftModel)
@@ -73,10 +76,12 @@ class RecipeTrainer(JudgedTrainer):
             prepared,
             model=model,
             args=args,
-            train_dataset=dataset(packed.rows if packed is not None else prepared.rows),
+            train_dataset=dataset(rows[:1] if prepared.stream else rows),
             peft_config=None if continued else adapter(prepared.recipe, prepared.tokenizer, model),
         )
         settle(self.model, exact)
+        if prepared.stream:
+            self.learn_from(stream_of(prepared, self.layout, resolved.config), prepared.stop_ids)
         told_in_lines(self)
 
     @told
@@ -182,7 +187,7 @@ class RecipeTrainer(JudgedTrainer):
             "curves": {**curves(history), "hint": loss_hint(history, prepared.recipe.loss_hint, self.resolved.name)},
             **self._retention(before, after, end),
             "merge": {},
-            "supervision": {p: getattr(prepared, p).supervision.as_dict() for p in ("train", "held_out")},
+            "supervision": {p: getattr(prepared, p).supervision.as_dict() for p in ("train", "held_out")} | self.streamed(),
             "stop_tokens": self.processing_class.convert_ids_to_tokens(sorted(prepared.stop_ids)),
             "train": trained,
             "steps": {"skipped": self.guard.skipped, "unmoved": self.unmoved},
@@ -254,7 +259,8 @@ def build_trainer(
     Args:
         name: the recipe, as `sft-recipes list` prints it.
         scale: `full`, `tiny`, or `auto`: full where a CUDA device is present.
-        train_dataset: a `datasets.Dataset` or a list of conversations, instead of the recipe's data.
+        train_dataset: a `datasets.Dataset` or a list of conversations, instead of the recipe's data; or a `datasets.IterableDataset`,
+            which is trained as it is read, for `max_steps` steps.
         eval_dataset: the same for the held-out data; without it a part of `train_dataset` is split off.
         **overrides: any field of `Recipe` or of `trl.SFTConfig`, by its own name; or `arm`, one of the recipe's ablation instead
             of the first; `start_from` is what the command calls `--from`.
@@ -263,7 +269,8 @@ def build_trainer(
         RecipeError: every fault of recipe, overrides, model and data, one line each.
     """
     if train_dataset is not None:
-        overrides.setdefault("held_out", Recipe.held_out)
+        streamed = {"streaming": True} if isinstance(train_dataset, IterableDataset) else {}
+        overrides = {"held_out": Recipe.held_out, **streamed, **overrides}
     resolved = resolve(name, scale, **overrides)
     if resolved.remark:
         print(resolved.remark, file=sys.stderr)

@@ -78,7 +78,8 @@ def wanted(name: str, recipe: Recipe, given: dict[str, Any], arm: str) -> dict[s
         disable_tqdm=not terminal,
     )
     place = dict(output_dir=f"runs/{name}", run_name=name)
-    wanted = {**machine, **place, **recipe.config, **given}
+    often = {"eval_strategy": "steps"} if recipe.streaming else {}  # to transformers the whole stream is one epoch
+    wanted = {**machine, **place, **often, **recipe.config, **given}
     if arm:
         wanted |= {key: f"{wanted[key]}/{arm}" for key in place}
     return {**_best_kept(wanted, recipe), **wanted}

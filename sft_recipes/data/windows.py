@@ -59,12 +59,14 @@ class Windows:
     Attributes:
         held_out: fingerprints of conversations that are never to be trained.
         head: the place of the first window, once it has been read.
+        whole: whether the stream ended with it.
     """
 
     def __init__(self, stream: Stream, convert: Callable[[dict], dict], faults: list[str]):
         self.stream, self.convert, self.faults = stream, convert, faults
         self.held_out: set[str] = set()
         self.head: dict[str, Any] | None = None
+        self.whole = False
         self._rows: Iterator[tuple[Any, str]] = iter(stream)
         self._epoch = self._number = 0
 
@@ -75,7 +77,8 @@ class Windows:
             RecipeError: every fault of it, each with file and line; or the stream holds nothing.
         """
         window = self._read()
-        self.head = self.head or window.place
+        if self.head is None:
+            self.head, self.whole = window.place, window.ends
         if window.ends:
             self._go_to(window.epoch + 1)
         else:

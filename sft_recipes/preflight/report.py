@@ -19,7 +19,7 @@ from ..recipe import RecipeError
 from ..rows import fitting
 from ..weights import refuse_another, unweighted
 from ..weights.skeleton import adapted
-from . import advice, diversity, duplicates, steps, together
+from . import advice, diversity, duplicates, steps, streamed, together
 from .layouts import Abilities, Layout, abilities, choose
 from .lengths import Batching, padding_warnings, percentiles
 from .omitted import lost
@@ -69,6 +69,7 @@ def check(
     recipe, config = resolved.recipe, resolved.config
     able = None
     report.faults += together.faults(recipe, config, launched(config), torch.cuda.device_count())
+    report.faults += streamed.faults(recipe, config)
     try:
         with unparted():
             model = unweighted(recipe.model, recipe.revision)
@@ -139,6 +140,8 @@ def quantised_anew(resolved: Resolved) -> list[str]:
 def _look_at(report: Report, prepared: Prepared) -> None:
     """Counts of what was prepared, and warnings about it."""
     config = report.resolved.config
+    if prepared.stream:
+        report.counts["stream"] = {"whole": prepared.stream.whole}
     batching = {"train": Batching.training(config), "held_out": Batching.evaluation(config)}
     for name, part in (("train", prepared.train), ("held_out", prepared.held_out)):
         report.counts[name] = counts(part, batching[name], config.max_length)
@@ -166,7 +169,11 @@ def _lay_out(report: Report, prepared: Prepared, able: Abilities) -> None:
     share = len(part.conversations) / part.read
     found, without = steps.counted(layout, rows, supervised, config, share)
     report.counts["layout"] = layout.counts(supervised)
-    report.counts["steps"] = {"estimated": share < 1, "with_layout": found.as_dict(), "without_packing": without.as_dict()}
+    report.counts["steps"] = {
+        "estimated": share < 1 or bool(prepared.stream and not prepared.stream.whole),
+        "with_layout": found.as_dict(),
+        "without_packing": without.as_dict(),
+    }
     report.warnings += steps.warnings(recipe, config, rows, found, without)
     if layout.packed is None:
         report.warnings += padding_warnings([len(row["input_ids"]) for row in rows], config, able.obstacle)

@@ -5,6 +5,7 @@ overlong     what is done with those too long         forest       equal beginni
 splitting    trees that fit into rows                 boxes        few rows, long and short in each
 layout       trees to columns                         packing      all of it: `pack`
 grouping     length-grouped batches, without packing  dataset      rows by column
+order        in which a window of a stream is trained
 """
 
 from .account import IGNORED, Supervision, balance
