@@ -11,8 +11,10 @@ from pathlib import Path
 KINDS = {
     "full": dict(adapter=None, quantization=None, greater_is_better=True),  # the worst is kept, which is loaded again
     "lora": dict(quantization=None, greater_is_better=False),  # the last
+    "stream": dict(quantization=None, greater_is_better=False, streaming=True),
 }
-KEPT = {"full": 1, "lora": 3}  # the step
+KEPT = {"full": 1, "lora": 3, "stream": 3}  # the step
+WINDOW = 26  # conversations of a stream: its second window begins within the third step
 FRESH = ("fsdp2", "full")  # whose proof is held in a fresh process, as it is outside of tests
 SETTINGS = dict(metric_for_best_model="eval_loss", eval_strategy="steps", eval_steps=1, save_total_limit=None, max_steps=3)
 SETTINGS |= dict(learning_rate=1e-3, warmup_steps=1, held_out=5, max_new_tokens=8, max_kl=1e-6, report_to="none", retain=None)
@@ -34,7 +36,9 @@ def chats(count=30):
 def run(kind, base, folder, **overrides):
     """A trainer of that kind that has been trained."""
     from sft_recipes import build_trainer
+    from sft_recipes.data import windows
 
+    windows.WINDOW = WINDOW
     fields = {**SETTINGS, **KINDS[kind], "model": str(base), "output_dir": str(folder / kind), **overrides}
     trainer = build_trainer("gemma-tools", scale="tiny", train_dataset=chats(), **fields)
     trainer.train()

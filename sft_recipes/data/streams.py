@@ -9,7 +9,6 @@ Chained               several streams, one behind the other
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from copy import copy
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -70,7 +69,7 @@ class Examples:
 
     def __init__(self, load: Callable[[], Any], name: Source | str, faults: list[str]):
         self.load, self.name, self.faults = load, name, faults
-        self.state: dict[str, Any] = {}
+        self.state: dict[str, Any] = {"epoch": 0, "row": 0}
         self._opened: Any = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -78,17 +77,16 @@ class Examples:
         return {**self.state, "dataset": inner()} if inner else self.state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.state, self._opened = dict(state), None
+        self.state, self._opened = {"epoch": 0, "row": 0, **state}, None
 
     def __iter__(self) -> Iterator[tuple[Any, str]]:
-        epoch, number = self.state.get("epoch", 0), self.state.get("row", 0)
+        epoch, number = self.state["epoch"], self.state["row"]
         try:
-            self._opened = copy(self.load())  # else the place it is given would stay with the person's own
+            self._opened, resumed = self.load(), self.state.get("dataset")
             if hasattr(self._opened, "set_epoch"):
                 self._opened.set_epoch(epoch)
-            resumed = self.state.get("dataset")
-            if resumed:
-                self._opened.load_state_dict(resumed)
+            if hasattr(self._opened, "load_state_dict"):
+                self._opened.load_state_dict(resumed or {})  # an empty one is the beginning, wherever it was before
             for row in self._opened if resumed else islice(self._opened, number, None):
                 number += 1
                 self.state = {"epoch": epoch, "row": number}
