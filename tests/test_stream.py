@@ -7,11 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import several
 import torch
 from datasets import Dataset, IterableDataset
 from test_lasting import RUN, assert_same, killed, result
+from typer.testing import CliRunner
 
 from sft_recipes import RecipeError, Source, build_trainer, load_recipe, preflight
+from sft_recipes.cli import app
 from sft_recipes.config import resolve
 from sft_recipes.config.configuration import wanted
 from sft_recipes.data import reading, streams, windows
@@ -19,6 +22,7 @@ from sft_recipes.data.windows import Windows
 from sft_recipes.rows import IGNORED, Supervision
 from sft_recipes.rows.grouping import LengthGrouped
 from sft_recipes.rows.order import ordered
+from sft_recipes.run import Run
 from sft_recipes.stream import Broken, Order, RowStream
 from sft_recipes.stream.later import stream_of
 
@@ -490,18 +494,19 @@ def test_a_killed_run_goes_on_in_its_stream_without_reading_it_again(small, make
     assert len(read) <= 36
 
 
-def test_a_bad_row_late_in_the_stream_stops_the_run_which_goes_on_once_it_is_mended(small, make, whole, jsonl):
+@pytest.mark.parametrize(("line", "step"), [(9, 1), (16, 3)])  # in the second window, and in the third; a checkpoint is due at step 3
+def test_a_bad_row_late_in_the_stream_stops_the_run_which_goes_on_once_it_is_mended(small, make, whole, jsonl, line, step):
     path, expected = whole
     lines = Path(path).read_text().splitlines()
-    other = jsonl([*lines[:16], "{" + lines[16], lines[17].replace("assistant", "asistant"), *lines[18:]])
-    trainer = make("bad", other)
+    other = jsonl([*lines[:line], "{" + lines[line], lines[line + 1].replace("assistant", "asistant"), *lines[line + 2 :]])
+    trainer = make(f"bad-{line}", other)
     with pytest.raises(RecipeError) as error:
         trainer.train()
     faults = error.value.faults
-    assert "data.jsonl:17: not JSON" in faults[0] and "data.jsonl:18, message 1: role is 'asistant'" in faults[1]
-    assert "step 3 is saved in" in faults[2] and len(faults) == 3
+    assert f"data.jsonl:{line + 1}: not JSON" in faults[0] and f"data.jsonl:{line + 2}, message 1: role is 'asistant'" in faults[1]
+    assert f"step {step} is saved in" in faults[2] and len(faults) == 3
     Path(other).write_text(Path(path).read_text())
-    trainer = make("bad", other)
+    trainer = make(f"bad-{line}", other)
     trainer.train()
     found = result(trainer)
     assert all(torch.equal(found[0][name], expected[0][name]) for name in expected[0])
@@ -513,3 +518,37 @@ def test_metrics_tell_what_was_trained_of_the_stream(whole):
     assert supervision["train"]["stream"]["trained"]["rows"] == 36 == 9 * 4
     assert supervision["train"]["stream"]["epoch"] == 1 and supervision["train"]["stream"]["left_out"] == 1
     assert supervision["train"]["conversations"] == 23 + 7 - 1 + 7 == supervision["train"]["rows"]
+
+
+def test_stop_tokens_of_later_windows_are_known_to_the_run_and_to_one_that_goes_on(small, make, whole, monkeypatch):
+    def first_tokens(turns):
+        return {turn.completion_ids[0] for turn in turns}
+
+    def run(name):
+        trainer = make(name, whole[0], max_steps=6, eval_strategy="no", save_steps=2, save_strategy="steps", load_best_model_at_end=False)
+        return trainer, set(trainer.prepared.stop_ids)
+
+    monkeypatch.setattr("sft_recipes.stream.rows.stop_ids", first_tokens)
+    trainer, known = run("stops")
+    killed(trainer, "training_step", 4)
+    again, _ = run("stops")
+    assert known.isdisjoint(expected := first_tokens(again.prepared.train.turns[0]))
+    again.train()
+    assert expected <= again.prepared.stop_ids
+    for text in ("8", "13", "20"):  # of the second window, which was trained before the kill, and of the third
+        (token,) = again.processing_class(text, add_special_tokens=False)["input_ids"][:1]
+        assert token in again.prepared.stop_ids - known
+
+
+def test_the_command_line_streams_a_file_through_to_the_proof(small, small_base, jsonl, chats, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sft_recipes.export.deployment.prove", several.prove_here)
+    fields = dict(model=small_base, data=jsonl(chats(24)), max_steps=5, held_out=2, max_new_tokens=4, report_to="none", logging_steps=1)
+    words = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
+    done = CliRunner().invoke(app, ["train", "gemma-tools", "--scale", "tiny", "--streaming", *words])
+    assert done.exit_code == 0, done.output
+    assert "a stream: its first 6 conversations were read; the others are checked when they come" in done.stdout
+    metrics = Run(tmp_path / "runs" / "gemma-tools").read("metrics.json")
+    assert metrics["merge"]["faults"] == [] and metrics["merge"]["generations_equal"]
+    assert metrics["supervision"]["train"]["stream"]["windows"] > 1
+    assert Run(tmp_path / "runs" / "gemma-tools").read("recipe.json")["resolved"]["streaming"] is True

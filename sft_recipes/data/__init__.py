@@ -1,1 +1,1 @@
-"""Sources to conversations: `reading` files and datasets, `forms` of rows, their `messages`."""
+"""Sources to conversations: `reading` files and datasets, `forms` of rows, their `messages`; or as `streams`, in `windows`."""

@@ -85,7 +85,8 @@ class Windows:
             self._number += 1
         if window.ends and not window.conversations and not window.left_out:
             if not window.number:
-                raise RecipeError("the stream holds no conversation")
+                again = " when it began again; what can be read only once takes fewer --max_steps" if window.epoch else ""
+                raise RecipeError(f"the stream holds no conversation{again}")
             return self.read()
         return window
 

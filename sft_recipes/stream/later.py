@@ -10,6 +10,7 @@ from ..parts import Part, part_of
 from ..preflight import Layout
 from ..preflight.layouts import laid_together
 from ..prepare import Prepared
+from ..turns.turn import collector_paused
 from .rows import Row, RowStream
 
 
@@ -24,6 +25,7 @@ def stream_of(prepared: Prepared, layout: Layout, config: Any) -> RowStream:
     assert prepared.stream is not None
     recipe, tokenizer = prepared.recipe, prepared.tokenizer
 
+    @collector_paused()
     def made(conversations: list[Conversation]) -> tuple[Part, Sequence[Row]]:
         faults: list[str] = []
         part = part_of(conversations, len(conversations), recipe, tokenizer, config.max_length, faults, kept=False)
