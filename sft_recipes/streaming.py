@@ -81,11 +81,11 @@ class StreamingTrainer(LastingTrainer):
         """A checkpoint of the steps that were taken, unless there is one; and a word of it."""
         step = self.state.global_step
         if not step:
-            return "no step was taken: mend the data, and train again"
+            return "no step was taken: mend this, and train again"
         folder = self.checkpoints / checkpoints.name(step)
         if self.fault_of(folder):
             self._save_checkpoint(self.model_wrapped, None)
-        return f"step {step} is saved in {folder}: mend the data, and the same command goes on from there"
+        return f"step {step} is saved in {folder}: mend this, and the same command goes on from there"
 
     def _progress(self) -> dict[str, Any]:
         """With the place in the stream."""

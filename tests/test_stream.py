@@ -234,6 +234,8 @@ def test_orders_differ_and_steps_keep_together_what_is_alike():
     assert all(sorted(order) == [*range(406)] for order in found) and len({tuple(order) for order in found}) == 4
     steps = [[lengths[row] for row in order[i : i + 8]] for order in found for i in range(5, 405, 8)]
     assert sum(max(step) - min(step) for step in steps) / len(steps) < 8  # 43 at random
+    begun = [[lengths[row] for row in order[:5]] for order in found]  # any lengths, as what the step has already
+    assert sum(max(rows) - min(rows) for rows in begun) / len(begun) > 20
     assert ordered(lengths, 0, 1, 3, 8, 42, "sequential", False) == [*range(406)]
     assert ordered(lengths, 0, 1, 3, 8, 42, "group_by_length", True) == ordered(lengths, 0, 1, 0, 8, 42, "random", False)
 
