@@ -12,7 +12,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 
-from . import continuing, engines, export, tracking
+from . import checkpoints, continuing, engines, export, tracking
 from .config import RecipeConfig as RecipeConfig
 from .config import Resolved, resolve
 from .evaluate import Sample
@@ -77,6 +77,7 @@ class RecipeTrainer(JudgedTrainer):
             peft_config=None if continued else adapter(prepared.recipe, prepared.tokenizer, model),
         )
         settle(self.model, exact)
+        self._room = checkpoints.written(self.model, prepared.recipe, self.args)
         told_in_lines(self)
 
     @told

@@ -51,7 +51,7 @@ MAY = {
     "whole": {"recipe"},
     "replies": set(),
     "evaluate": {"recipe", "data", "turns", "weights", "replies", "scores"},
-    "export": {"recipe", "weights", "turns", "rows", "evaluate", "whole"},
+    "export": {"recipe", "checkpoints", "weights", "turns", "rows", "evaluate", "whole"},
     "show": {"recipe", "rows"},
     "run": {"recipe", "excerpt", "public"},
     "lineage": {"recipe", "run", "weights"},

@@ -196,4 +196,4 @@ def test_a_run_that_may_not_be_started_gets_a_change_although_it_fits():
     found = fitting.smallest(
         {fitting.OWN: model(100)}.__getitem__, on("fsdp2", 8), fitting.Row(1, 1), 60e9, lambda c: c.setting.engine == "fsdp2"
     )
-    assert [c.words for c in found] == ["--engine zero2"]
+    assert [c.words for c in found] == ["--engine ddp"]

@@ -92,7 +92,7 @@ def _checkpointed(setting: Setting, model: str) -> Iterator[Change]:
 
 def _in_parts(setting: Setting, model: str) -> Iterator[Change]:
     """Those that hold less; of the last two what holds more, for a run that does not go with them."""
-    better = {"ddp": ("zero2", "fsdp2"), "zero2": ("fsdp2",), "zero3": ("zero2", "ddp"), "fsdp2": ("zero2", "ddp")}
+    better = {"ddp": ("zero2", "fsdp2"), "zero2": ("fsdp2",), "zero3": ("ddp", "zero2"), "fsdp2": ("ddp", "zero2")}
     for engine in better.get(setting.engine, ()) if setting.devices > 1 else ():
         yield Change(f"--engine {engine}", dataclasses.replace(setting, engine=engine), model)
 
