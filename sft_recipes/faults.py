@@ -1,6 +1,7 @@
 """What a machine does to a training, as one line for a person: memory that runs out, a data worker that is killed.
 
-The line says which figures to lower and by how much, such that a step stays as large as it was, and where the last good checkpoint is.
+The line says which figures to lower and by how much, as `plan` counts it, such that a step stays as large as it was, and where the last
+good checkpoint is.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Sizes:
 
 
 def lowered(sizes: Sizes, phase: str = "training") -> list[str]:
-    """What to lower, and by how much, the mildest first: what is trained stays the same but for the last.
+    """What to halve where nothing can be computed, the mildest first: what is trained stays the same but for the last.
 
     Args:
         sizes: of the run that ran out of memory.
@@ -116,7 +117,22 @@ def fault(error: BaseException, trainer: Any) -> str:
         return ""
     asked = f" ({found[1]} more were asked for)" if (found := ASKED.search(text)) else ""
     phase = _phase(error)
-    return f"step {step}: out of memory in {phase}{asked}; try {', then '.join(lowered(sizes, phase))}"
+    return f"step {step}: out of memory in {phase}{asked}; try {_advised(trainer, sizes, phase)}"
+
+
+def _advised(trainer: Any, sizes: Sizes, phase: str) -> str:
+    """What to lower: in training what the plan computes to fit, else, and where it cannot count, halves."""
+    halved = ", then ".join(lowered(sizes, phase))
+    if phase != "training":
+        return halved
+    try:  # whatever the model's code, the machine or the plan raises: a fault is being told already
+        from . import plan
+        from .preflight import Report
+
+        return plan.lowered(Report(trainer.resolved, trainer.prepared, trainer.layout))
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"{halved}; halves, as `plan` could not count it: {reason}"
 
 
 def _phase(error: BaseException) -> str:

@@ -155,11 +155,10 @@ class LastingTrainer(StepTrainer):
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         """Upstream's; a best checkpoint that is not whole any more is forgotten with its score, and that is said."""
         found = super()._init_training_state(*args, **kwargs)
-        if best := self.state.best_model_checkpoint:  # as the folder is called now, which may have been moved
-            best = self.state.best_model_checkpoint = str(self.checkpoints / Path(best).name)
         if self.state.best_metric is not None and self.state.best_global_step:
-            fault = self.fault_of(Path(best or ""))
-            if fault:
+            best = self.checkpoints / checkpoints.name(self.state.best_global_step)  # upstream forgets one whose folder was moved
+            self.state.best_model_checkpoint = str(best)
+            if fault := self.fault_of(best):
                 self._warn(
                     f"the best checkpoint so far, of step {self.state.best_global_step}, is lost: {fault}; the best of the rest is kept"
                 )

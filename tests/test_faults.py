@@ -10,8 +10,9 @@ import torch
 from steps import trainer_of
 from transformers import TrainerCallback
 
-from sft_recipes import RecipeError, build_trainer
+from sft_recipes import RecipeError, build_trainer, plan
 from sft_recipes.faults import Sizes, fault, lowered
+from sft_recipes.preflight import Report
 from sft_recipes.progress import told_in_lines
 from sft_recipes.run import Run
 
@@ -95,7 +96,7 @@ class Always(TrainerCallback):
 
 
 def raising(error):
-    def work():
+    def work(*args):
         raise error
 
     return work
@@ -105,17 +106,34 @@ def no_memory():
     torch.empty(2**60, dtype=torch.uint8)  # torch's own error, on a machine of any size
 
 
-def test_memory_that_runs_out_names_figures_and_the_last_checkpoint(make):
+def test_memory_that_runs_out_names_the_plans_figures_and_the_last_checkpoint(make):
     trainer = make("memory", save_strategy="steps", save_steps=2, eval_strategy="no")
     trainer.add_callback(At(2, no_memory))
     with pytest.raises(RecipeError) as caught:
         trainer.train()
     (line,) = caught.value.faults
-    assert line.startswith(
-        "step 3: out of memory in training (1152921504606846976 bytes more were asked for); try --gradient_checkpointing"
-    )
-    assert "--per_device_train_batch_size 2 --gradient_accumulation_steps 2 (they were 4 and 1; the step stays as large)" in line
+    report = Report(trainer.resolved, trainer.prepared, trainer.layout, counts={"parameters": trainer.model.num_parameters()})
+    now, advice = plan.plan(report)["memory"]["ddp"]["total"], plan.lowered(report)
+    assert line.startswith(f"step 3: out of memory in training (1152921504606846976 bytes more were asked for); try {advice}; ")
+    assert f"GB in place of {now:.3f}, of " in advice and "it should have fitted" in advice
     assert line.endswith("checkpoint-2, continue from it with --resume") and (trainer.run.checkpoints / "checkpoint-2").is_dir()
+
+
+def test_halves_are_named_where_the_plan_cannot_count_and_why(make, monkeypatch):
+    """Whatever it raises; and an evaluation, which it does not count, does not ask it."""
+    trainer = make("uncounted", gradient_checkpointing=True)
+    monkeypatch.setattr("sft_recipes.plan.lowered", raising(KeyError("mixed")))
+    text = fault(MemoryError(), trainer)
+    assert text.endswith("the step stays as large); halves, as `plan` could not count it: 'mixed'")
+    try:
+        evaluation_loop()
+    except MemoryError as error:
+        assert "evaluation" in (text := fault(error, trainer)) and "plan" not in text
+
+
+def evaluation_loop():
+    """Named as transformers' is."""
+    raise MemoryError
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ MAY = {
     "watch": set(),
     "data": {"recipe", "hub", "shelf", "watch"},
     "hub": {"public"},
-    "faults": {"recipe"},
+    "faults": {"recipe", "plan", "preflight"},
     "turns": {"recipe", "shelf", "watch"},
     "rows": {"recipe", "turns", "shelf", "watch"},
     "loss": {"rows", "attention"},
@@ -54,11 +54,11 @@ MAY = {
     "whole": {"recipe"},
     "replies": set(),
     "evaluate": {"recipe", "data", "turns", "weights", "replies", "scores"},
-    "export": {"recipe", "weights", "turns", "rows", "evaluate", "whole"},
+    "export": {"recipe", "checkpoints", "weights", "turns", "rows", "evaluate", "whole"},
     "show": {"recipe", "rows"},
     "run": {"recipe", "excerpt", "public"},
     "lineage": {"recipe", "run", "weights"},
-    "plan": {"recipe", "config", "preflight", "weights", "rows", "show"},
+    "plan": {"recipe", "config", "engines", "preflight", "weights", "rows", "show"},
     "config": {"recipe", "engines", "optim", "lineage", "scores"},
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "accelerate")

@@ -241,6 +241,46 @@ def test_it_goes_on_from_the_one_before_and_ends_the_same(make, whole, capsys):
     assert_same(result(again), whole)
 
 
+def test_a_checkpoint_that_is_named_is_held_to_its_manifest(make, capsys):
+    """And nothing of the run in the folder has changed then; a whole one that is named is continued from, whichever is the newest."""
+    trainer = make("named")
+    killed(trainer, "training_step", 8)
+    described = (trainer.run.folder / "recipe.json").read_text()
+    said = broken(trainer.run.checkpoints / "checkpoint-6", "a bit turned")
+    with pytest.raises(RecipeError, match=rf"checkpoint-6 is not continued from: {said}; --resume takes the newest good one"):
+        make("named").train(resume_from_checkpoint=str(trainer.run.checkpoints / "checkpoint-6"))
+    assert (trainer.run.folder / "recipe.json").read_text() == described
+    again = make("named")
+    killed_at = trainer.run.checkpoints / "checkpoint-3"
+    killed_again(again, killed_at)
+    assert f"continued from {killed_at}" in capsys.readouterr().err and again.state.global_step == 3
+
+
+def killed_again(trainer, checkpoint):
+    """A run that goes on from a named checkpoint, ended before its next step."""
+
+    def reached(*args, **kwargs):
+        raise Killed
+
+    trainer.training_step = reached
+    with pytest.raises(Killed):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_run_folder_that_was_moved_keeps_its_best_checkpoint(make):
+    """The best is the first here, as the highest loss is asked for: rotation would delete it, were it looked for where it was."""
+    options = dict(metric_for_best_model="eval_loss", greater_is_better=True, save_total_limit=1)
+    before = make("at-first", **options)
+    killed(before, "training_step", 8)
+    assert sorted(path.name for path in before.run.checkpoints.glob("check*")) == ["checkpoint-3", "checkpoint-6"]
+    before.run.folder.rename(before.run.folder.with_name("moved"))
+    after = make("moved", **options)
+    after.train()
+    assert after.kept_step == 3 and after.state.best_model_checkpoint == str(after.run.checkpoints / "checkpoint-3")
+    assert sorted(path.name for path in after.run.checkpoints.glob("check*")) == ["checkpoint-3"]
+    assert not before.run.folder.exists()
+
+
 def test_a_best_checkpoint_that_is_lost_is_not_deployed(make, capsys):
     trainer = make("lost")
     load = trainer._load_best_model

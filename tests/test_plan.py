@@ -180,6 +180,7 @@ def test_tables_show_every_engine_and_what_time_and_cost_rest_on(jsonl):
     words = ["gemma-tools", "--scale", "tiny", "--data", jsonl(CHATS), "--held_out", "2", "--gpu", "l4"]
     text = ask(*words, "--gpus", "2")
     assert all(engine in text for engine in ENGINES) and "fsdp2, chosen" in text and "sharding simulated" in text
+    assert "refused: fsdp2: the 4-bit weights are stored as uint8" in text and "and makes it fit: --engine ddp, " in text
     assert "$0.70 an hour and device, assumed" in text and "at 40% of 30 TFLOP/s" in text
     paid = json.loads(ask(*words, "--price", "7", "--mfu", "0.2", "--json"))
     usual = json.loads(ask(*words, "--json"))

@@ -173,8 +173,27 @@ def test_what_nothing_helps_is_said():
     assert change(1e6) is None
 
 
-def test_advice_tells_what_each_figure_would_leave():
-    lines = fitting.advice(model(10**8, passes=LONG), on(length=4000, cuda=True), fitting.Row(4, 1000), 10e9)
-    assert lines[0].startswith("--gradient_checkpointing true: ") and "instead of 4" in lines[0] and lines[0].endswith("of 10.0")
-    assert any(line.startswith("--per_device_train_batch_size 1 --gradient_accumulation_steps 4: ") for line in lines)
-    assert not fitting.advice(model(10), on(checkpointing=True), fitting.Row(1, 1), 1.0)
+def test_batches_are_parted_such_that_a_step_stays_as_large():
+    """Nine by three and not by two, whether rows are packed or not; a row with tokens of its own in halves, its batch is no matter."""
+    light = model(10**6, passes=LONG)
+    for row in (fitting.Row(9, 400), fitting.Row(9, 400, packed=False), fitting.Row(1, 400, row_tokens=3600)):
+        start = on(length=3600 if row.packed else 400, rows=1 if row.packed else 9, checkpointing=True)
+        found = fitting.smallest(lambda kind: light, start, row, 3e9)
+        size = "--row_tokens 1800 --gradient_accumulation_steps 2"
+        assert found[0].words == (size if row.row_tokens else "--per_device_train_batch_size 3 --gradient_accumulation_steps 3")
+
+
+def test_a_change_that_is_refused_is_not_proposed():
+    heavy = dataclasses.replace(model(1), weights=tuple(Weight((10**8,), "float32", True, i) for i in range(100)))
+    models = {fitting.OWN: heavy, fitting.LORA: model(1, trainable=False)}.__getitem__
+    start, row = on("ddp", 8, checkpointing=True), fitting.Row(1, 1)
+    assert [c.words for c in fitting.smallest(models, start, row, 60e9)] == ["--engine fsdp2"]
+    found = fitting.smallest(models, start, row, 60e9, lambda change: change.setting.engine != "ddp")
+    assert [c.words for c in found] == ["a LoRA of rank 16 on every linear layer instead of all weights"]
+
+
+def test_a_run_that_may_not_be_started_gets_a_change_although_it_fits():
+    found = fitting.smallest(
+        {fitting.OWN: model(100)}.__getitem__, on("fsdp2", 8), fitting.Row(1, 1), 60e9, lambda c: c.setting.engine == "fsdp2"
+    )
+    assert [c.words for c in found] == ["--engine ddp"]

@@ -2,6 +2,22 @@
 
 from .folder import Found, good, name, newest, put, rotate, saving
 from .manifest import digests, fault, files, seal
-from .space import refuse_full, room_for
+from .space import deployed, refuse_full, room_for, written
 
-__all__ = ["Found", "digests", "fault", "files", "good", "name", "newest", "put", "refuse_full", "room_for", "rotate", "saving", "seal"]
+__all__ = [
+    "Found",
+    "deployed",
+    "digests",
+    "fault",
+    "files",
+    "good",
+    "name",
+    "newest",
+    "put",
+    "refuse_full",
+    "room_for",
+    "rotate",
+    "saving",
+    "seal",
+    "written",
+]

@@ -1,4 +1,4 @@
-"""Whether the disk holds what is about to be written: asked before training and before each save."""
+"""What a run writes, and whether the disk holds it: asked by `check`, before training, before each save and before a merge is written."""
 
 from __future__ import annotations
 
@@ -6,28 +6,60 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..recipe import RecipeError
+import torch
+from transformers.trainer_utils import SaveStrategy
+
+from ..recipe import Recipe, RecipeError
 
 SPARE = 1.02  # times the tensors: their names, the tokenizer and the states beside them
 FEW = 32e6  # bytes of those, at least
+REST = 200e6  # bytes of the run folder beside: rows, samples, logs, report, the record of the proof
+NONE = -1  # checkpoints
+WAYS = "make room, take another disk with --output_dir, or keep fewer with --save_total_limit 1"
 
 
-def room_for(model: Any, adapter: bool, kept: int | None, merged: bool = True) -> dict[str, float]:
+def written(model: Any, recipe: Recipe, config: Any) -> dict[str, float]:
+    """`room_for` a recipe's run: what `check`, `train` and each save compare with the disk.
+
+    Args:
+        model: as it is trained, or without weights, on the meta device.
+        recipe, config: resolved.
+    """
+    bases = 2 if recipe.base == "measured" else 1
+    kept = config.save_total_limit if config.save_strategy != SaveStrategy.NO else NONE
+    return room_for(model, recipe.adapter is not None, kept, bases, getattr(torch, recipe.dtype).itemsize)
+
+
+def room_for(model: Any, adapter: bool, kept: int | None, bases: int = 1, size: int | None = None) -> dict[str, float]:
     """Bytes that a run writes.
 
     Args:
         model: as it is trained; its tensors may be 4 bits wide, and are then deployed with 16.
         adapter: whether only an adapter is trained and saved.
-        kept: checkpoints that stay, `save_total_limit`; one more is there while it is written.
-        merged: whether a deployable folder comes after them.
+        kept: checkpoints that stay, `save_total_limit`; one more is there while it is written. `NONE` where none is.
+        bases: that an adapter is merged into; a folder for each until the better one is kept.
+        size: bytes of a deployed number; by default what the model has.
 
     Returns:
-        `checkpoint`: one of them, with AdamW's two moments in the type of the weight; `in_all`.
+        `checkpoint`: one of them, with AdamW's two moments, all in float32 as all that is trained, see `weights.settle`; `merged`: a
+        deployable folder; `in_all`, with the rest of the run folder.
     """
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    one = 3 * trained * SPARE + FEW
-    deployed = sum(_numbers(p) * max(2, p.element_size()) for p in model.parameters()) if merged else 0
-    return {"checkpoint": one, "in_all": one * ((kept or 2) + 1) + (deployed + (trained if adapter else 0)) * SPARE}
+    trained = sum(4 * _numbers(p) for p in model.parameters() if p.requires_grad)
+    one, merged = 3 * trained * SPARE + FEW, deployed(model, size, adapter)
+    saved = one * ((kept or 2) + 1) if kept != NONE else 0.0
+    return {"checkpoint": one, "merged": merged, "in_all": saved + merged * bases + (trained * SPARE if adapter else 0) + REST}
+
+
+def deployed(model: Any, size: int | None = None, adapter: bool = False) -> float:
+    """Bytes of the folder that a model is deployed as.
+
+    Args:
+        model: whole, or as it is trained.
+        size: as of `room_for`.
+        adapter: whether what is trained is merged into the rest, and takes no room of its own.
+    """
+    lasting = (p for p in model.parameters() if not (adapter and p.requires_grad))
+    return sum(_numbers(p) * (size or max(2, p.element_size())) for p in lasting) * SPARE + FEW
 
 
 def _numbers(parameter: Any) -> int:
@@ -36,13 +68,14 @@ def _numbers(parameter: Any) -> int:
     return int(state.shape.numel()) if state is not None else parameter.numel()
 
 
-def refuse_full(folder: Path, needed: float, what: str) -> None:
+def refuse_full(folder: Path, needed: float, what: str, ways: str = WAYS) -> None:
     """Raise where there is less space than is needed.
 
     Args:
         folder: where it would be written; it need not be there yet.
         needed: bytes.
         what: that needs them, in words.
+        ways: what to do.
 
     Raises:
         RecipeError: with both figures, and what to do.
@@ -50,7 +83,6 @@ def refuse_full(folder: Path, needed: float, what: str) -> None:
     there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
-        ways = "make room, take another disk with --output_dir, or keep fewer with --save_total_limit 1"
         raise RecipeError(f"{folder}: {what} needs {_shown(needed)}, the disk has {_shown(free)} free; {ways}")
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from ..recipe import Recipe, RecipeError
+from ..checkpoints import deployed, refuse_full
+from ..recipe import Recipe
 
 SHARD = "4GB"
-SLACK = 2**26  # bytes for tokenizer, configuration and card
 PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
@@ -31,25 +30,13 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Rec
         RecipeError: there is not enough room on the disk.
         OSError: writing failed.
     """
-    _refuse_without_room(model, folder)
+    refuse_full(folder.parent, deployed(model), "the merged model", "make room, then merge")
     model.generation_config = stopping(model.generation_config, stop_ids, tokenizer.pad_token_id)
     model.save_pretrained(folder, max_shard_size=SHARD)
     for shard in folder.glob("*.safetensors"):  # written for their owner alone, and a server is often another
         shard.chmod((folder / "config.json").stat().st_mode)
     tokenizer.save_pretrained(folder)
     _copy_processor(recipe, folder)
-
-
-def _refuse_without_room(model: PreTrainedModel, folder: Path) -> None:
-    """Before the first byte: the disk has room for all weights, an older folder left in place."""
-    needed = sum(p.numel() * p.element_size() for p in model.parameters()) + SLACK
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    if free < needed:
-        raise RecipeError(
-            f"{folder.parent}: the merged model takes {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free on this disk; "
-            "make room, then merge"
-        )
 
 
 def _copy_processor(recipe: Recipe, folder: Path) -> None:

@@ -7,7 +7,9 @@ tensor cores, and of float32 outside of them, as TF32 is off by default. Prices 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -80,5 +82,24 @@ def here(cpu: bool = False) -> Device:
         known = next((device for name, device in KNOWN.items() if name.split("-")[0].upper() in found.name.upper().replace(" ", "")), None)
         speeds = (known.bfloat16, known.float32, known.price) if known else (None, None, None)
         return Device("here", f"{found.name} of this machine", float(found.total_memory), *speeds)
-    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return Device("cpu", "the CPU of this machine", memory, None, None, None, cuda=False)
+    return Device("cpu", "the CPU of this machine", _memory(), None, None, None, cuda=False)
+
+
+def _memory(root: Path = Path("/")) -> float:
+    """Bytes that this process may have: the machine's, or the least that a container, a batch system or a service allows it."""
+    return min([float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")), *_limits(root)])
+
+
+def _limits(root: Path) -> Iterator[float]:
+    """What is set for this process's control group and those above it: Linux, admin-guide/cgroup-v2 and cgroup-v1/memory."""
+    groups, mount = root / "proc/self/cgroup", root / "sys/fs/cgroup"
+    for line in groups.read_text().splitlines() if groups.is_file() else []:
+        _, kinds, path = line.split(":", 2)
+        if "memory" not in kinds.split(",") and kinds:
+            continue
+        top, name = (mount / "memory", "memory.limit_in_bytes") if kinds else (mount, "memory.max")
+        inner = top / path.lstrip("/")
+        for folder in (inner, *inner.parents):
+            if folder.is_relative_to(top) and (folder / name).is_file():
+                said = (folder / name).read_text().strip()
+                yield float(said) if said.isdigit() else float("inf")  # `max`: no limit

@@ -45,9 +45,10 @@ class Change:
 
 
 Family = Callable[[Setting, str], Iterator[Change]]
+Refused = Callable[[Change], bool]
 
 
-def smallest(models: Models, setting: Setting, row: Row, room: float) -> list[Change] | None:
+def smallest(models: Models, setting: Setting, row: Row, room: float, refused: Refused = lambda change: False) -> list[Change] | None:
     """The changes after which the run fits, the fewest and least; none where it fits as it is, `None` where nothing here helps.
 
     Args:
@@ -55,13 +56,14 @@ def smallest(models: Models, setting: Setting, row: Row, room: float) -> list[Ch
         setting: as it is.
         row: what makes a micro-batch.
         room: bytes of a device.
+        refused: whether a run that is set so (of one as it is, `words` are empty) could not be started.
     """
     best: tuple[Any, list[Change]] | None = None
     for levels, taken in _ways(families(row, models(OWN)), setting, OWN):
         key = (levels[:LEARNING:-1], sum(map(bool, levels)), levels[::-1])
         if best is None or key < best[0]:
             last = taken[-1] if taken else Change("", setting)
-            if needed(models(last.model), last.setting).total <= room:
+            if not refused(last) and needed(models(last.model), last.setting).total <= room:
                 best = key, taken
     return None if best is None else best[1]
 
@@ -89,24 +91,33 @@ def _checkpointed(setting: Setting, model: str) -> Iterator[Change]:
 
 
 def _in_parts(setting: Setting, model: str) -> Iterator[Change]:
-    better = {"ddp": ("zero2", "fsdp2"), "zero2": ("fsdp2",)}
+    """Those that hold less; of the last two what holds more, for a run that does not go with them."""
+    better = {"ddp": ("zero2", "fsdp2"), "zero2": ("fsdp2",), "zero3": ("ddp", "zero2"), "fsdp2": ("ddp", "zero2")}
     for engine in better.get(setting.engine, ()) if setting.devices > 1 else ():
         yield Change(f"--engine {engine}", dataclasses.replace(setting, engine=engine), model)
 
 
 def _smaller(setting: Setting, model: str, row: Row) -> Iterator[Change]:
-    """Micro-batches of half the size and twice as many of them a step, as far as a conversation goes."""
-    factor = 2
-    while (setting.length / factor >= row.longest and row.batch >= factor) if row.packed else setting.rows >= factor:
-        rows, length = (setting.rows, -(-setting.length // factor)) if row.packed else (setting.rows // factor, setting.length)
-        accumulation, fewer = setting.accumulation * factor, -(-setting.supervised // factor)
-        size = f"--per_device_train_batch_size {max(1, row.batch // factor)}"
-        if row.row_tokens is not None:
-            size = f"--row_tokens {length}"
-        words = f"{size} --gradient_accumulation_steps {accumulation}"
+    """Smaller micro-batches and as many more of them a step, as far as a conversation goes."""
+    for factor in _factors(setting, row):
+        accumulation = setting.accumulation * factor
+        rows, length = setting.rows, -(-setting.length // factor)
+        size = f"--per_device_train_batch_size {row.batch // factor}"
+        if not row.packed:
+            rows, length = -(-setting.rows // factor), setting.length
+        elif row.row_tokens is not None:
+            size, length = f"--row_tokens {row.row_tokens // factor}", min(setting.length, row.row_tokens // factor)
+        fewer = -(-setting.supervised * rows * length // (setting.rows * setting.length))
         changed = dict(rows=rows, length=length, accumulation=accumulation, supervised=fewer)
+        words = f"{size} --gradient_accumulation_steps {accumulation}"
         yield Change(words, dataclasses.replace(setting, **changed), model)  # type: ignore[arg-type]
-        factor *= 2
+
+
+def _factors(setting: Setting, row: Row) -> list[int]:
+    """By what a micro-batch can be parted such that a step stays as large: what divides a batch; halves of a row with tokens of its own."""
+    if row.packed and row.row_tokens is not None:
+        return [2**i for i in range(1, row.row_tokens.bit_length()) if row.row_tokens / 2**i >= row.longest]
+    return [n for n in range(2, row.batch + 1) if row.batch % n == 0 and (not row.packed or setting.length / n >= row.longest)]
 
 
 def _spread(setting: Setting, model: str) -> Iterator[Change]:
@@ -134,27 +145,6 @@ def _adapted(setting: Setting, model: str, own: Model) -> Iterator[Change]:
         yield Change("a LoRA of rank 16 on every linear layer instead of all weights", setting, LORA)
     if setting.cuda and setting.engine == "ddp" and not any("4" in w.stored for w in own.weights if w.stored not in ("float32",)):
         yield Change("a LoRA of rank 16 on a base in 4 bits (QLoRA)" if whole else "the base in 4 bits (QLoRA)", setting, QLORA)
-
-
-def advice(model: Model, setting: Setting, row: Row, room: float) -> list[str]:
-    """Which figures to lower and by how much where memory has run out, with what each would leave; what keeps what is learned.
-
-    Args:
-        model: its numbers, from `shapes.model_of`.
-        setting: the one that did not fit.
-        row: what makes a micro-batch.
-        room: bytes of a device.
-
-    Returns:
-        a line for each change, the least first: `--gradient_checkpointing true: 31.2 GB instead of 96.0, of 80.0`.
-    """
-    before, lines = needed(model, setting).total, []
-    for kind in families(row, model)[:-1]:
-        for change in kind(setting, OWN):
-            after = needed(model, change.setting).total
-            if after < before:
-                lines.append(f"{change.words}: {after / 1e9:.1f} GB instead of {before / 1e9:.1f}, of {room / 1e9:.1f}")
-    return lines
 
 
 def after(models: Models, changes: Sequence[Change]) -> float:

@@ -12,7 +12,8 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
 from ..config import Resolved, resolve
-from ..preflight import SAMPLE, Report, check, steps
+from ..engines import Engine
+from ..preflight import SAMPLE, Report, check, steps, together
 from ..preflight.cost import Cost
 from ..preflight.layouts import abilities
 from ..recipe import Recipe, RecipeError, unknown_name
@@ -20,7 +21,7 @@ from ..rows import IGNORED
 from ..weights import unweighted
 from . import compute
 from .devices import PRICES, Device, find, here
-from .fitting import LORA, OWN, QLORA, Row, after, both_ways, smallest
+from .fitting import LORA, OWN, QLORA, Change, Refused, Row, after, both_ways, smallest
 from .memory import ENGINES, Setting, needed, precision, state
 from .model import Model
 from .shapes import model_of
@@ -105,11 +106,12 @@ def plan(report: Report, on: Machine | None = None) -> dict[str, Any]:
         raise RecipeError(*report.faults)
     empty = unweighted(recipe.model, recipe.revision)
     able = abilities(empty, recipe.adapter, report.resolved.config)
-    setting, row = _setting(report, on, not able.obstacle)
-    models = cache(lambda kind: _numbers(_instead(recipe, kind), setting, row.packed))
+    setting, row = setting_of(report, on, not able.obstacle)
+    models = cache(lambda kind: numbers(instead(recipe, kind), setting, row.packed))
     own, room = models(OWN), on.device.memory
     found = _memory(own, setting)
-    changes = smallest(models, setting, row, room)
+    faults, refused = refusals(report.resolved, setting)
+    changes = smallest(models, setting, row, room, refused)
     run = _run(report, on, setting, able.cost, own)
     return {
         "parameters": report.counts["parameters"],
@@ -123,7 +125,8 @@ def plan(report: Report, on: Machine | None = None) -> dict[str, Any]:
         "gradient_accumulation_steps": setting.accumulation,
         "gradient_checkpointing": setting.checkpointing,
         "memory": found,
-        "fits": changes == [],
+        "fits": found[on.engine]["total"] * 1e9 <= room,
+        "refused": faults,
         "changes": None if changes is None else [change.words for change in changes],
         "changed_gb": None if not changes else after(models, changes) / 1e9,
         "estimated": own.counted,
@@ -132,7 +135,20 @@ def plan(report: Report, on: Machine | None = None) -> dict[str, Any]:
     }
 
 
-def _instead(recipe: Recipe, kind: str) -> Recipe:
+def refusals(resolved: Resolved, setting: Setting) -> tuple[list[str], Refused]:
+    """What `check` will refuse wherever the run is started: of the run as it is, and whether of a change."""
+
+    @cache
+    def faults(engine: str, devices: int, kind: str) -> list[str]:
+        return together.combined(instead(resolved.recipe, kind), resolved.config, Engine(engine, devices))
+
+    def of(change: Change) -> bool:
+        return bool(faults(change.setting.engine, change.setting.devices, change.model))
+
+    return faults(setting.engine, setting.devices, OWN), of
+
+
+def instead(recipe: Recipe, kind: str) -> Recipe:
     """The recipe with another way to learn."""
     if kind == OWN:
         return recipe
@@ -142,12 +158,17 @@ def _instead(recipe: Recipe, kind: str) -> Recipe:
     return dataclasses.replace(recipe, adapter=adapter, quantization=four, dtype="bfloat16" if kind in (LORA, QLORA) else recipe.dtype)
 
 
-def _numbers(recipe: Recipe, setting: Setting, packed: bool) -> Model:
+def numbers(recipe: Recipe, setting: Setting, packed: bool) -> Model:
+    """The recipe's model in numbers, for whatever each engine computes in; it is made anew, on the meta device.
+
+    Raises:
+        RecipeError: as `unweighted`, or the adapter does not fit.
+    """
     computed = dict.fromkeys(precision(dataclasses.replace(setting, engine=engine)) for engine in ENGINES)
     return model_of(unweighted(recipe.model, recipe.revision), recipe, setting.length, tuple(computed), packed)
 
 
-def _setting(report: Report, on: Machine, able: bool) -> tuple[Setting, Row]:
+def setting_of(report: Report, on: Machine, able: bool) -> tuple[Setting, Row]:
     """How it is trained there, which is not how it would be trained here."""
     recipe, config = report.resolved.recipe, report.resolved.config
     given, cuda = {**recipe.config, **report.resolved.overrides}, on.device.cuda

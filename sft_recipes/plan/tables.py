@@ -82,21 +82,22 @@ def _cell(value: float, scale: float, room: float | None) -> Text:
 
 
 def verdict(planned: dict[str, Any]) -> Text:
-    """Whether it fits, when most is held, and the smallest change that makes it fit."""
+    """Whether it fits and may be started, when most is held, and the smallest change that mends what is in the way."""
     found, room = planned["memory"][planned["engine"]], planned["device"]["memory_gb"]
     unit, scale = ("GB", 1.0) if found["total"] >= 1 else ("MB", 1e3)
-    text = f"{found['total'] * scale:,.1f} {unit} of {room:,.1f} GB are needed {found['moment']}"
-    if planned["fits"]:
-        return Text.assemble(("fits", "bold green"), f": {text}")
+    fits, refused = planned["fits"], planned["refused"]
+    text = Text(f": {found['total'] * scale:,.1f} {unit} of {room:,.1f} GB are needed {found['moment']}")
+    text = Text.assemble(("fits", "bold green") if fits else ("does not fit", "bold red"), text)
+    for fault in refused:
+        text.append("\nrefused", "bold red").append(f": {fault}")
+    if fits and not refused:
+        return text
+    meant = "makes it fit" if not refused else "lets it start and makes it fit"
     if planned["changes"] is None:
-        return Text.assemble(("does not fit", "bold red"), f": {text}, and no change that is known here makes it fit")
-    changes = " and ".join(planned["changes"])
-    return Text.assemble(
-        ("does not fit", "bold red"),
-        f": {text}\nsmallest change that makes it fit: ",
-        (changes, "bold"),
-        f", {planned['changed_gb']:,.1f} GB",
-    )
+        return text.append(f"\nno change that is known here {meant}")
+    after = planned["changed_gb"]
+    text.append(f"\nsmallest change that {meant}: ").append(" and ".join(planned["changes"]), "bold")
+    return text.append(f", {after:,.1f} GB" if after >= 1 else f", {after * 1e3:,.1f} MB")
 
 
 def run(planned: dict[str, Any]) -> Table:

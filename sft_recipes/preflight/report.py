@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoints import refuse_full, written
 from ..config import Resolved
 from ..engines import launched, unparted
 from ..evaluate import judge
@@ -27,7 +27,6 @@ from .omitted import lost
 SAMPLE = 20_000  # conversations of each part that `check` supervises unless told to take all
 PARTS = ("train", "held_out")
 ENOUGH = 0.95  # of the replay that was asked for
-HEADROOM = 0.5e9  # bytes for what is small: adapter, checkpoints, samples, the proof's record
 
 
 @dataclass
@@ -76,11 +75,10 @@ def check(
         able = abilities(model, recipe.adapter, config)
         parameters = sum(p.numel() for p in model.parameters())
         report.counts["parameters"] = parameters
-        report.faults += disk_faults(Path(str(config.output_dir)), parameters * torch.finfo(getattr(torch, recipe.dtype)).bits // 8)
-        _trained(report, model)
-        _on_its_base(resolved)
     except RecipeError as error:
         report.faults += error.faults
+    else:
+        report.faults += _around(report, model)
     report.warnings += advice.warnings(recipe, config, report.counts.get("parameters")) + quantised_anew(resolved)
     try:
         report.prepared = prepare(resolved.trainer_class, recipe, config.max_length, train_dataset, eval_dataset, sample)
@@ -96,23 +94,41 @@ def check(
     return report
 
 
+def _around(report: Report, model: Any) -> list[str]:
+    """Faults of what is trained of a model, of the base under an adapter, and of the disk that all of it is to go to."""
+    resolved, faults = report.resolved, []
+    for work in (
+        lambda: _trained(report, model),
+        lambda: _on_its_base(resolved),
+        lambda: refuse_full(Path(str(resolved.config.output_dir)), written(model, resolved.recipe, resolved.config)["in_all"], "the run"),
+    ):
+        try:
+            work()
+        except RecipeError as error:
+            faults += error.faults
+    return faults
+
+
 def _trained(report: Report, model: Any) -> None:
-    """The groups of the optimiser; a warning where an adapter cannot be made without weights, which is no fault of the recipe's.
+    """The groups of the optimiser; the model has its adapter from here on. A warning where one cannot be made without weights, which is
+    no fault of the recipe's; its checkpoints cannot be counted then.
 
     Raises:
         RecipeError: the adapter fits nothing, or has nothing that LoRA+ could speed up.
     """
     recipe, config = report.resolved.recipe, report.resolved.config
     try:
-        model = adapted(model, recipe)
-        groups = parameter_groups(model, config.weight_decay, config.learning_rate, recipe.loraplus_lr_ratio)
+        whole = adapted(model, recipe)
+        groups = parameter_groups(whole, config.weight_decay, config.learning_rate, recipe.loraplus_lr_ratio)
     except (RecipeError, ValueError) as error:
+        model.requires_grad_(recipe.adapter is None)
         raise RecipeError(*str(error).splitlines()) from error
     except Exception as error:
+        model.requires_grad_(False)
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         report.warnings.append(f"what is trained can be listed only with the weights ({reason})")
         return
-    report.counts["optimizer"] = account(model, groups, config.learning_rate)
+    report.counts["optimizer"] = account(whole, groups, config.learning_rate)
 
 
 def _on_its_base(resolved: Resolved) -> None:
@@ -190,15 +206,6 @@ def _to_be_kept(report: Report, prepared: Prepared) -> None:
         if replay["share"] < ENOUGH * replay["mix"]:
             taken = f"{replay['supervised_tokens']:,} tokens of {replay['conversations']:,} conversations or texts"
             report.warnings.append(f"mix is {replay['mix']:g}, and all that `retain` has, {taken}, is {replay['share']:.1%}")
-
-
-def disk_faults(folder: Path, model_bytes: int) -> list[str]:
-    """Whether the run's file system has room for the merged model, and is writable at all."""
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
-    free, needed = shutil.disk_usage(existing).free, model_bytes + HEADROOM
-    if free < needed:
-        return [f"{folder}: {free / 1e9:.1f} GB free, the run needs {needed / 1e9:.1f} GB; make room or move it with --output_dir"]
-    return []
 
 
 def counts(part: Part, batching: Batching, max_length: int | None) -> dict[str, Any]:

@@ -25,7 +25,16 @@ def faults(recipe: Recipe, config: Any, engine: Engine, devices: int) -> list[st
         engine: from `engines.launched`.
         devices: CUDA devices of this machine; 0 for a run on CPUs.
     """
-    found = [*_processes(engine, devices), *_rows(engine), *_loading(engine), *_saving(config, engine)]
+    return [*_processes(engine, devices), *combined(recipe, config, engine)]
+
+
+def combined(recipe: Recipe, config: Any, engine: Engine) -> list[str]:
+    """Those of the faults that are there on every machine.
+
+    Args:
+        recipe, config, engine: as `faults` takes them.
+    """
+    found = [*_rows(engine), *_loading(engine), *_saving(config, engine)]
     return found + (_quantised(recipe, config, engine) if recipe.quantization is not None else [])
 
 
