@@ -1,7 +1,8 @@
 """How the tokens of a packed row see each other (promise 4): each its own path, and nothing else.
 
 layout       which token may attend to which          pieces       the same as rectangles, for a kernel
-ragged       a kernel for the CPU                     interface    all of it behind transformers' attention
+blocks       the same in blocks, for FlexAttention    ragged       a kernel for the CPU
+interface    all of it behind transformers' attention
 sharing      which models can, and the proof on the model at hand
 """
 

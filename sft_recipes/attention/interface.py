@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flex_attention_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from . import ragged
 from .layout import Layout, Seen
 
 PREFIX = "prefix_tree_or_"
+FLEXIBLE = {"cuda"}  # kinds of device on which FlexAttention computes packed rows
 _current: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 
@@ -65,11 +66,7 @@ def _mask(own: str, *args: Any, **kwargs: Any) -> Any:
     if layout is None or kwargs.get("q_length") != len(layout):
         return ALL_MASK_ATTENTION_FUNCTIONS[own](*args, **kwargs)
     seen = layout.seen(kwargs.get("local_size"))
-    if seen.layout.end.device.type != "cuda":
-        return seen
-    return flex_attention_mask(
-        batch_size=1, q_length=len(layout), kv_length=len(layout), mask_function=seen.allows, device=layout.end.device
-    )
+    return seen.blocks if layout.end.device.type in FLEXIBLE else seen
 
 
 def _attend(own: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:

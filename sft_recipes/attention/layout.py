@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
+from .blocks import block_mask, first_seen
 from .pieces import Piece, pieces, segments
 
 
@@ -52,10 +54,20 @@ def path_lengths(inputs: Mapping[str, Any]) -> Tensor | None:
     """
     if "subtree_end" not in inputs:
         return None
-    layout, position = Layout(inputs["subtree_end"], inputs["position_ids"]), inputs["position_ids"]
-    found = torch.empty_like(position)
-    for start, stop, end in layout.segments:
-        found[0, start:stop] = position[0, start:end].max() + 1
+    return _deepest(inputs["position_ids"][0], inputs["subtree_end"][0].long())[None] + 1
+
+
+def _deepest(position: Tensor, end: Tensor) -> Tensor:
+    """The largest position among each token and all beneath it, `(length,)`, from two stretches that cover them, each a power of two long.
+
+    Nothing is read back from the device, and there are as many operations as such powers.
+    """
+    longest = end - torch.arange(len(position), device=position.device)
+    found, over, width = position, position, 1  # `over`: the largest of `width` positions from each token on
+    while width < len(position):
+        over = torch.maximum(over, torch.cat([over[width:], over[-1:].expand(width)]))
+        width *= 2
+        found = torch.where(longest >= width, torch.maximum(over, over[(end - width).clamp(min=0)]), found)
     return found
 
 
@@ -86,6 +98,16 @@ class Seen:
         return self._added[alike]
 
     @cached_property
+    def first(self) -> Tensor:
+        """The earliest token that each token may see, `(length,)`; see `blocks.first_seen`."""
+        return first_seen(self.layout.position, self.window)
+
+    @cached_property
+    def blocks(self) -> BlockMask:
+        """The visible pairs as FlexAttention takes them."""
+        return block_mask(self.layout.end, self.first, self.allows)
+
+    @cached_property
     def dense(self) -> Tensor:
         """Bools `(1, 1, length, length)`, queries by keys: the slow obvious way, and what kernels without a better one get."""
         each = torch.arange(len(self.layout), device=self.layout.end.device)
@@ -93,11 +115,10 @@ class Seen:
 
     @property
     def allows(self) -> Callable[[Any, Any, Tensor, Tensor], Tensor]:
-        """Whether query `q` sees key `k`, as a mask function of transformers and of FlexAttention."""
-        end, position, window = self.layout.end, self.layout.position, self.window
+        """Whether query `q` sees key `k`, as a mask function of FlexAttention; one for all windows, so that it is compiled once."""
+        end, first = self.layout.end, self.first
 
         def allows(batch: Any, head: Any, q: Tensor, k: Tensor) -> Tensor:
-            found = (k <= q) & (q < end[k])
-            return found if window is None else found & (position[q] - position[k] < window)
+            return (first[q] <= k) & (k <= q) & (q < end[k])
 
         return allows
