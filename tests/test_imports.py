@@ -41,6 +41,7 @@ MAY = {
     "unprepared": set(),
     "checkpoints": {"recipe"},
     "stopping": set(),
+    "spot": {"recipe", "stopping"},
     "arguments": {"public", "recipe", "stopping"},
     "lasting": {"checkpoints", "recipe", "step", "stopping"},
     "continuing": {"recipe", "run"},
