@@ -2,7 +2,7 @@
 
 SIGTERM (a machine that is taken away, `scancel`, a container's end), SIGUSR1 (SLURM's `--signal`) and SIGINT (Ctrl-C) only leave a
 note. Training reads it after each step, an evaluation after each batch and each generated token; see `lasting`. A second signal
-ends the process at once.
+ends the process at once. A spot machine's warning does the same, see `spot`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Stop:
     def __init__(self) -> None:
         self.asked = ""
         self._since, self._at_once = 0.0, False
+        self._listening, self._warning = False, ""
+        self._foretold = False  # what was heard was a warning, and the signal itself is still to come
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -42,9 +44,11 @@ class Stop:
             yield
             return
         before = {number: signal.signal(number, self._heard) for number in SIGNALS}
+        self._listening = True
         try:
             yield
         finally:
+            self._listening = False
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -59,13 +63,25 @@ class Stop:
         finally:
             self._at_once = False
 
+    def warned(self, by: str) -> None:
+        """From another thread: as a signal, but for what follows it, which is what it warned of and not a second one.
+
+        Args:
+            by: what gave the warning, in words.
+        """
+        if self._listening:
+            self._warning = by
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self.asked = self.asked or by
+
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
+        now, warning, self._warning = time.monotonic(), self._warning, ""
         if self.asked and now - self._since < TOGETHER:
             return
-        if self.asked:
+        if self.asked and not self._foretold:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.asked, self._since = signal.Signals(number).name, now
+        self.asked, self._since, self._foretold = warning or signal.Signals(number).name, now, bool(warning)
         if self._at_once:
             raise Stopped(self.asked)

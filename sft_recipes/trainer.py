@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import IterableDataset
 from peft import PeftModel
 
-from . import checkpoints, continuing, engines, export, tracking
+from . import checkpoints, continuing, engines, export, spot, tracking
 from .config import RecipeConfig as RecipeConfig
 from .config import Resolved, resolve
 from .evaluate import Sample
@@ -103,7 +103,7 @@ class RecipeTrainer(JudgedTrainer):
             Stopped: a signal told it to end, and what it has learned is saved.
         """
         begins = self._begins(resume_from_checkpoint)
-        with self.stop.listening(), tracking.started(self):
+        with self.stop.listening(), spot.watched(self.stop), tracking.started(self):
             self.judge_before(resumed=begins is not None)
             output = super().train(resume_from_checkpoint=str(begins) if begins else None, **kwargs)
             with self.stop.at_once():

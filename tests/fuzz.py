@@ -32,8 +32,9 @@ def quiet() -> None:
 def one_file(case: int, folder: Path, seed: str = SEED) -> str:
     """Of a case what became of it."""
     import fuzz_data
+    import mutated_data
 
-    file = fuzz_data.file_of(f"{seed}:file:{case}", folder)
+    file = mutated_data.file_of(f"{seed}:file:{case}", folder)
     try:
         return fuzz_data.judged(file, whole=case % WHOLE == 0)
     finally:
@@ -122,9 +123,9 @@ def repeat(kind: str, case: int, seed: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         if kind == "files":
-            import fuzz_data
+            import mutated_data
 
-            print(fuzz_data.file_of(f"{seed}:file:{case}", Path(folder)).read_bytes()[:3000])
+            print(mutated_data.file_of(f"{seed}:file:{case}", Path(folder)).read_bytes()[:3000])
         print(KINDS[kind](case, Path(folder), seed))
     return 0
 

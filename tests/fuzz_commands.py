@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 import click
-from fuzz_data import BYTES, TEXTS, Broken
+from fuzz_data import Broken
+from mutated_data import BYTES, TEXTS
 from typer.testing import CliRunner
 
 from sft_recipes import cli

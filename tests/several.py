@@ -1,6 +1,7 @@
 """Whole runs of a small model, full fine-tune and LoRA; as a program, on the processes that `accelerate launch` starts.
 
 python several.py BASE FOLDER KIND... writes FOLDER/KIND as a run folder, and FOLDER/KIND.rank.json with what each process did.
+A KIND that ends in `+resumed` is ended before its last step and begun again.
 """
 
 import json
@@ -45,6 +46,34 @@ def run(kind, base, folder, **overrides):
     return trainer
 
 
+class Ended(Exception):
+    pass
+
+
+def resumed(kind, base, folder):
+    """A trainer of that kind that went on from the checkpoint before the last step of another, which every process left there."""
+    from sft_recipes.trainer import RecipeTrainer
+
+    last, name, begun = SETTINGS["max_steps"] - 1, f"{kind}+resumed", []
+    taken = RecipeTrainer.training_step
+
+    def step(trainer, *args, **kwargs):
+        begun.append(trainer.state.global_step)
+        if len(begun) > last and begun[-2] < last:
+            raise Ended
+        return taken(trainer, *args, **kwargs)
+
+    RecipeTrainer.training_step = step
+    try:
+        run(kind, base, folder, output_dir=str(folder / name))
+    except Ended:
+        trainer = run(kind, base, folder, output_dir=str(folder / name))
+    finally:
+        RecipeTrainer.training_step = taken
+    assert begun == [*range(last), last, last]  # of which the first `last` was never taken
+    return trainer
+
+
 def prove_here(merged, record, folder):
     """The proof, held in this process: a fresh one takes ten seconds to start."""
     from sft_recipes.export.proof import compare
@@ -71,7 +100,7 @@ if __name__ == "__main__":
     written = watched(folder)
     for kind in sys.argv[3:]:
         deployment.prove = prove_here if (folder.name, kind) != FRESH else proof.prove
-        trainer = run(kind, base, folder)
+        trainer = resumed(kind.removesuffix("+resumed"), base, folder) if kind.endswith("+resumed") else run(kind, base, folder)
         accelerator = trainer.accelerator
         told = {"processes": accelerator.num_processes, "type": accelerator.distributed_type.value, "written": sorted(written)}
         told["parts"] = sorted({type(p.data).__name__ for p in trainer.model.parameters()})

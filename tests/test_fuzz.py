@@ -5,6 +5,7 @@ import json
 import fuzz
 import fuzz_commands
 import fuzz_data
+import mutated_data
 import pytest
 
 from sft_recipes.data import reading
@@ -36,7 +37,7 @@ def test_no_traceback_and_no_silent_loss(kind, tmp_path, monkeypatch):
 
 
 def test_a_case_is_its_seed(tmp_path):
-    contents = [fuzz_data.file_of(case, tmp_path).read_bytes() for case in ("a", "b", "a")]
+    contents = [mutated_data.file_of(case, tmp_path).read_bytes() for case in ("a", "b", "a")]
     assert contents[0] == contents[2] != contents[1]
 
 

@@ -41,6 +41,7 @@ MAY = {
     "unprepared": set(),
     "checkpoints": {"recipe"},
     "stopping": set(),
+    "spot": {"recipe", "stopping"},
     "arguments": {"public", "recipe", "stopping"},
     "parts": {"data", "recipe", "rows", "turns"},
     "stream": {"data", "parts", "preflight", "prepare", "recipe", "rows", "turns"},

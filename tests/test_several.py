@@ -37,16 +37,16 @@ def on_two(small_base, tmp_path_factory):
     """Starts an engine once, and gives the folder of its runs."""
     started = {}
 
-    def start(engine):
-        if engine not in started:
+    def start(engine, kinds=tuple(several.KINDS)):
+        if (engine, kinds) not in started:
             folder = tmp_path_factory.mktemp("two") / engine
             launched = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", ROOT / "launch" / f"{engine}.yaml"]
-            words = [*launched, "--num_processes", "2", "--main_process_port", "0", several.__file__, small_base, folder, *several.KINDS]
+            words = [*launched, "--num_processes", "2", "--main_process_port", "0", several.__file__, small_base, folder, *kinds]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
             done = subprocess.run([str(word) for word in words], capture_output=True, text=True, env=environment, timeout=400)
             assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-            started[engine] = folder
-        return started[engine]
+            started[engine, kinds] = folder
+        return started[engine, kinds]
 
     return start
 
@@ -133,3 +133,18 @@ def test_what_was_kept_is_the_best_checkpoint_be_it_the_last_or_an_earlier_one(o
     assert losses[1] != pytest.approx(losses[3], rel=1e-3)
     assert metrics["best"]["checkpoint"] == f"checkpoint-{several.KEPT[kind]}"
     assert metrics["after"]["eval_loss"] == pytest.approx(losses[several.KEPT[kind]], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", several.KINDS)
+@pytest.mark.parametrize("engine", [engine for engine in engines() if engine.values[0] in ALSO])
+def test_a_run_that_was_ended_goes_on_as_the_run_of_one_process_that_was_not(alone, on_two, engine, kind):
+    """DeepSpeed's own checkpoint, in parts; `lasting` holds the same of the other engines."""
+    folder = on_two(engine, tuple(f"{name}+resumed" for name in several.KINDS))
+    one, two = (read(path, "history.jsonl") for path in (alone / kind, folder / f"{kind}+resumed"))
+    for name in LOSSES:
+        ours, theirs = ([(entry["step"], entry[name]) for entry in history if name in entry] for history in (two, one))
+        assert [step for step, _ in ours] == [step for step, _ in theirs], name
+        assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], rel=1e-5), name
+    one, two = (read(path, "metrics.json") for path in (alone / kind, folder / f"{kind}+resumed"))
+    assert two["best"]["step"] == one["best"]["step"] and two["merge"]["faults"] == []
+    assert two["after"] == pytest.approx(one["after"], rel=1e-5)
