@@ -507,6 +507,7 @@ def test_a_bad_row_late_in_the_stream_stops_the_run_which_goes_on_once_it_is_men
     faults = error.value.faults
     assert f"data.jsonl:{line + 1}: not JSON" in faults[0] and f"data.jsonl:{line + 2}, message 1: role is 'asistant'" in faults[1]
     assert f"step {step} is saved in" in faults[2] and len(faults) == 3
+    assert (trainer.checkpoints / f"checkpoint-{step}").is_dir()
     Path(other).write_text(Path(path).read_text())
     trainer = make(f"bad-{line}", other)
     trainer.train()
