@@ -49,7 +49,7 @@ JOURNEY = tuple(f"gemma-tools at tiny scale, {what}" for what in ("faults of the
 def cases(scale: str) -> list[Case]:
     """In the order in which they are measured: first what has a bar of its own, last the second model."""
     if scale == "tiny":
-        return [Case(name, GEMMA, name == "chat", 2304) for name in ("agent", "chat")]
+        return [Case("agent", GEMMA, quantised, 2304) for quantised in (False, True)]
     gemma = [Case(name, GEMMA, quantised, size) for quantised in (False, True) for size in (8192, 4096) for name in WORKLOADS]
     return gemma + [Case(name, LLAMA, False, 8192) for name in ("agent", "chat")]
 
@@ -85,6 +85,7 @@ class Run:
         self.scale, self.folder, self.budget = scale, folder, budget
         self.table, self.rate = declared(scale), 0.0
         self.bases: dict[str, Path] = {}
+        self.layouts: dict[tuple[str, str, int], str] = {}
 
     def guarded(self, section: str, part: str, work: Callable[[], Any], kept: float = 0.0) -> None:
         """A part of a section; whatever it raises is the reason of the figures that it leaves open."""
@@ -98,9 +99,10 @@ class Run:
                 print(f"{section}, {part}: {reason}", file=sys.stderr, flush=True)
         for name in (section, "right") if section == "fast" else (section,):
             self.table.miss(reason, name, part)
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch._dynamo.reset()
+        if cuda():
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch._dynamo.reset()
         print(f"{section} {part}: {self.budget.left:.0f} s left", file=sys.stderr, flush=True)
 
     def all(self) -> None:
@@ -174,7 +176,7 @@ class Run:
 
         def measure(case: Case) -> None:
             if not bench:
-                bench.append(fast.Bench(self.base(case.model), self.scale, case.quantised, self.rate, ROUNDS[self.scale]))
+                bench.append(fast.Bench(self.base(case.model), self.scale, case.quantised, self.rate, ROUNDS[self.scale], self.layouts))
             bench[0].measure(case, self.table, self.budget.until(kept))
 
         for case in some:

@@ -59,6 +59,7 @@ class Bench:
         quantised: whether it is trained on NF4.
         rate: operations a second of the measured matrix product; `None` where there is none.
         rounds: steps of each side whose time counts.
+        layouts: TRL's fastest one by workload and length, found by the first that asks.
         held: bytes of weights and adapter on each side.
     """
 
@@ -67,12 +68,12 @@ class Bench:
     quantised: bool
     rate: float | None
     rounds: int
+    layouts: dict[tuple[str, str, int], str]
 
     def __post_init__(self) -> None:
         self.recipe, self.held = recipe_of(self.folder, self.scale, self.quantised), dict.fromkeys(("ours", "trl"), 0)
         self.sides = {name: self._loaded(name) for name in self.held}
         self.planned: dict[int, Model] = {}
-        self.layouts: dict[tuple[str, int], str] = {}
 
     def _loaded(self, name: str) -> Side:
         before = allocated()
@@ -112,7 +113,7 @@ class Bench:
 
     def _layout(self, case: Case, of: Work, checkpointing: bool, until: Budget) -> str:
         """TRL's fastest layout, found once for each workload and length by a step of each."""
-        key = case.workload, case.tokens
+        key = case.model, case.workload, case.tokens
         if key not in self.layouts:
             seconds: dict[str, float] = {}
             for layout in LAYOUTS if cuda() else LAYOUTS[:2]:
@@ -136,8 +137,8 @@ class Bench:
             trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
     def _clear(self) -> None:
-        gc.collect()
-        if cuda():
+        if cuda():  # elsewhere it would only take time
+            gc.collect()
             torch.cuda.empty_cache()
 
     # What plan says
