@@ -23,7 +23,7 @@ ifneq ($(and $(filter train check,$(MAKECMDGOALS)),$(filter command line,$(origi
 $(error ENGINE=$(ENGINE) takes a number of processes: GPUS=8)
 endif
 
-.PHONY: setup train check show plan list eval merge chat report test several fuzz lint format bench kill tiny-base tiny-data code-base scratch-bases notebook
+.PHONY: setup train check show plan list eval merge chat report test several fuzz lint format bench gpu kill tiny-base tiny-data code-base scratch-bases notebook
 
 setup: .venv/.installed
 
@@ -67,6 +67,10 @@ format: setup
 
 bench: setup
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
+
+# Every figure on a GPU, as one table: eight minutes; SCALE=tiny runs all of it but the kernels, on the CPU.
+gpu: setup
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.gpu --scale $(SCALE) $(ARGS)
 
 # Runs killed at 50 random moments, then told to end at 50, and continued: every weight has to be that of the run let be (half an hour).
 kill: setup
