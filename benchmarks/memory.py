@@ -27,7 +27,7 @@ from sft_recipes.config import hush
 from sft_recipes.plan.memory import Memory, Setting, needed
 from sft_recipes.plan.shapes import model_of
 from sft_recipes.rows import dataset, pack
-from sft_recipes.step import StepTrainer
+from sft_recipes.training.step import StepTrainer
 from sft_recipes.weights import settle
 
 from .meter import _reset, status

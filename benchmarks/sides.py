@@ -12,7 +12,7 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from sft_recipes import Recipe, RecipeConfig
 from sft_recipes.rows import dataset, pack
-from sft_recipes.step import StepTrainer
+from sft_recipes.training.step import StepTrainer
 
 from .workloads import Workload
 

@@ -17,8 +17,6 @@ from . import checkpoints, continuing, engines, export, spot, tracking
 from .config import RecipeConfig as RecipeConfig
 from .config import Resolved, resolve
 from .evaluate import Sample
-from .faults import told
-from .judged import Judged, JudgedTrainer
 from .preflight import Layout, Report, check
 from .prepare import Prepared
 from .progress import told_in_lines
@@ -29,6 +27,8 @@ from .run import Run, describe
 from .show.examples import examples
 from .show.view import Reader
 from .stream.later import stream_of
+from .training.faults import told
+from .training.judged import Judged, JudgedTrainer
 from .verdict.curves import curves
 from .verdict.forgetting import forgetting
 from .verdict.hints import loss_hint

@@ -136,8 +136,9 @@ def forked(work, log: Path) -> int:
 
 def train(name: str, *more: str) -> None:
     """`sft-recipes train`, with a mark where an evaluation is under way."""
-    from sft_recipes import cli, judged
+    from sft_recipes import cli
     from sft_recipes.export import proof
+    from sft_recipes.training import judged
 
     loop = judged.JudgedTrainer.evaluation_loop
 

@@ -12,10 +12,10 @@ from peft import LoraConfig
 from transformers import Gemma4Config, Gemma4ForConditionalGeneration, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from sft_recipes import Recipe, RecipeConfig, RecipeError, supervise
-from sft_recipes.lasting import LastingTrainer
 from sft_recipes.rows import build_rows, dataset, pack
-from sft_recipes.step import StepTrainer
 from sft_recipes.stopping import Stopped
+from sft_recipes.training.lasting import LastingTrainer
+from sft_recipes.training.step import StepTrainer
 
 SIZE = dict(vocab_size=2048, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
 

@@ -13,8 +13,8 @@ from benchmarks.gpu.models import GEMMA, adapted, recipe_of, write
 from benchmarks.workloads import rows_of
 from sft_recipes.attention import install
 from sft_recipes.attention.sharing import prove
-from sft_recipes.batches import collated
-from sft_recipes.loss import supervised, token_losses
+from sft_recipes.training.batches import collated
+from sft_recipes.training.loss import supervised, token_losses
 from sft_recipes.weights import load_model
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -11,10 +11,10 @@ from steps import trainer_of
 from transformers import TrainerCallback
 
 from sft_recipes import RecipeError, build_trainer, plan
-from sft_recipes.faults import Sizes, fault, lowered
 from sft_recipes.preflight import Report
 from sft_recipes.progress import told_in_lines
 from sft_recipes.run import Run
+from sft_recipes.training.faults import Sizes, fault, lowered
 
 SIZES = Sizes(batch=8, accumulation=2, row_tokens=None, longest=900, checkpointing=True, eval_batch=16, max_new_tokens=64, workers=4)
 SMALL = dict(

@@ -15,8 +15,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from sft_recipes.attention import Layout, install, laid_out, path_lengths
 from sft_recipes.attention.blocks import SIDE
 from sft_recipes.attention.sharing import prove
-from sft_recipes.batches import collated
 from sft_recipes.rows import pack
+from sft_recipes.training.batches import collated
 
 
 def bordering(seed):

@@ -7,7 +7,7 @@ from steps import KINDS, plant, trainer_of
 from transformers import TrainerCallback
 
 from sft_recipes import Recipe, RecipeError
-from sft_recipes.guards import HISTORY, IN_A_ROW, Guard
+from sft_recipes.training.guards import HISTORY, IN_A_ROW, Guard
 
 ONE_BY_ONE = dict(per_device_train_batch_size=1, train_sampling_strategy="sequential", max_steps=16, learning_rate=1e-3)
 SKIP = Recipe(model="none", data="none", bad_step="skip")

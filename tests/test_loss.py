@@ -8,10 +8,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from sft_recipes import RecipeTrainer
-from sft_recipes.loss import context, loss_weights, spread, supervised, token_losses
 from sft_recipes.optim.neftune import Neftune
 from sft_recipes.rows import IGNORED
-from sft_recipes.tally import Tally
+from sft_recipes.training.loss import context, loss_weights, spread, supervised, token_losses
+from sft_recipes.training.tally import Tally
 
 
 def batch(rows=3, length=12, seed=0):

@@ -34,10 +34,10 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from sft_recipes import RecipeError, supervise
 from sft_recipes.attention import install, laid_out
 from sft_recipes.attention.sharing import obstacle, prove
-from sft_recipes.batches import collated
-from sft_recipes.guards import blame
-from sft_recipes.loss import supervised, token_losses
 from sft_recipes.rows import build_rows, forest, pack
+from sft_recipes.training.batches import collated
+from sft_recipes.training.guards import blame
+from sft_recipes.training.loss import supervised, token_losses
 
 SMALL = {**SIZE, "head_dim": 16, "initializer_range": 0.2, "tie_word_embeddings": False}
 

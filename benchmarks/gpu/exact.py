@@ -10,10 +10,10 @@ from torch import Tensor
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft_recipes.attention import install, laid_out, path_lengths
-from sft_recipes.batches import collated
-from sft_recipes.loss import supervised, token_losses
 from sft_recipes.optim.neftune import Neftune
 from sft_recipes.rows import pack
+from sft_recipes.training.batches import collated
+from sft_recipes.training.loss import supervised, token_losses
 
 from .models import on_device
 

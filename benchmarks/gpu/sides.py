@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 from benchmarks.workloads import WORKLOADS, rows_of
 from sft_recipes import Recipe, RecipeConfig
 from sft_recipes.rows import Packed, dataset, pack
-from sft_recipes.step import StepTrainer
+from sft_recipes.training.step import StepTrainer
 from sft_recipes.weights import settle
 
 from .device import cuda

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .streaming import Stream, streams
+from .prefixes import Prefixes, separable
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # one text under three names, the first of them the standard
 SAMPLED = 128  # one rendering in so many is compared with `apply_chat_template`'s
@@ -29,7 +29,7 @@ class ChatTemplate:
         self.tokenizer, self.kwargs = tokenizer, kwargs
         self.given = {**tokenizer.special_tokens_map, "documents": None, **kwargs}
         self._compiled: dict[bool, Any] = {}
-        self._streams: dict[bool, Stream] = {}
+        self._prefixes: dict[bool, Prefixes] = {}
         self._count = 0
 
     def render(self, messages: Sequence[dict], tools: Sequence[dict] | None = None, add_generation_prompt: bool = False) -> str:
@@ -50,7 +50,7 @@ class ChatTemplate:
         It may raise whatever the template raises.
         """
         self._template(tools)
-        stream = self._streams.get(tools is not None)
+        stream = self._prefixes.get(tools is not None)
         if not stream or not turns or not turns[0]:
             return [(self.render(messages[:k], tools, add_generation_prompt=True), self.render(messages[: k + 1], tools)) for k in turns]
         return stream.both(messages, turns, tools)
@@ -71,8 +71,8 @@ class ChatTemplate:
 
             source = self.tokenizer.get_chat_template(tools=tools)
             compiled = self._compiled[given] = _compile_jinja_template(source)
-            if streams(compiled.environment.parse(source)):
-                self._streams[given] = Stream(compiled, self.given)
+            if separable(compiled.environment.parse(source)):
+                self._prefixes[given] = Prefixes(compiled, self.given)
         return self._compiled[given]
 
 

@@ -14,15 +14,15 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from . import engines
-from . import evaluate as judging
-from .prepare import Prepared
-from .recipe import RecipeError, unknown_name
-from .rows import dataset
+from .. import engines
+from .. import evaluate as judging
+from ..prepare import Prepared
+from ..recipe import RecipeError, unknown_name
+from ..rows import dataset
+from ..verdict.best import best
+from ..verdict.forgetting import ACCURACY, LOSS, rise, too_much
+from ..weights.checkpoint import restore
 from .streaming import StreamingTrainer
-from .verdict.best import best
-from .verdict.forgetting import ACCURACY, LOSS, rise, too_much
-from .weights.checkpoint import restore
 
 
 class Judged(NamedTuple):

@@ -19,10 +19,10 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import SaveStrategy
 
-from . import checkpoints
-from .recipe import RecipeError
+from .. import checkpoints
+from ..recipe import RecipeError
+from ..stopping import Stop, Stopped
 from .step import StepTrainer
-from .stopping import Stop, Stopped
 
 PROGRESS = "progress.json"  # in a checkpoint, what transformers does not keep
 

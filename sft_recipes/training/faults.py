@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .recipe import RecipeError
+from ..recipe import RecipeError
 
 # torch's CPU allocator and CUDA's libraries raise plain RuntimeErrors (c10/core/impl/alloc_cpu.cpp, aten/src/ATen/cuda/Exceptions.h)
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
@@ -126,8 +126,8 @@ def _advised(trainer: Any, sizes: Sizes, phase: str) -> str:
     if phase != "training":
         return halved
     try:  # whatever the model's code, the machine or the plan raises: a fault is being told already
-        from . import plan
-        from .preflight import Report
+        from .. import plan
+        from ..preflight import Report
 
         return plan.lowered(Report(trainer.resolved, trainer.prepared, trainer.layout))
     except Exception as error:

@@ -21,7 +21,7 @@ LOOKS_AHEAD = {"qwen2_5", "qwen2_5_vl", "qwen3_instruct_2507"}
 def test_which_templates_stream_is_known():
     for name in ORIGINALS:
         outcome(chat(name).both, [], [1])
-    assert {name for name in ORIGINALS if chat(name)._streams} == STREAM
+    assert {name for name in ORIGINALS if chat(name)._prefixes} == STREAM
 
 
 def someones(rng):
@@ -45,7 +45,7 @@ def someones_conversations(count, seed=0):
 
 
 @pytest.mark.parametrize("name", sorted(STREAM))
-def test_streaming_gives_every_prefix_of_random_conversations_as_a_rendering_of_its_own_does(name):
+def test_cutting_gives_every_prefix_of_random_conversations_as_a_rendering_of_its_own_does(name):
     template, rendered = chat(name), 0
     for messages, tools in someones_conversations(150):
         turns = range(1, len(messages))
@@ -63,7 +63,7 @@ def test_once_the_tail_is_known_a_conversation_is_rendered_once_also_behind_a_sy
         messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
     turns = [k for k, m in enumerate(messages) if m["role"] == "assistant"]
     expected = chat(name).both(messages, turns)
-    stream = copy.copy(chat(name)._streams[False])
+    stream = copy.copy(chat(name)._prefixes[False])
     stream.template = SimpleNamespace(generate=stream.template.generate)  # a second rendering fails
     assert stream.both(messages, turns, None) == expected
 
@@ -168,4 +168,4 @@ def test_a_template_that_looks_where_it_should_not_still_gives_the_plain_renderi
             expected = outcome(one_by_one, template.render, messages, turns, tools)
             assert outcome(template.both, messages, turns, tools) == expected
             rendered += expected != "raises"
-    assert bool(template._streams) == (name in STREAMED) and (rendered > 30) == (name not in REFUSED)
+    assert bool(template._prefixes) == (name in STREAMED) and (rendered > 30) == (name not in REFUSED)

@@ -17,18 +17,18 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTTrainer
 
-from . import attention, engines
-from .attention.sharing import prove
+from .. import attention, engines
+from ..attention.sharing import prove
+from ..optim.groups import parameter_groups
+from ..optim.neftune import Neftune
+from ..optim.schedule import schedule
+from ..public import public
+from ..recipe import Recipe, RecipeError
+from ..rows import IGNORED
+from ..rows.grouping import LengthGrouped, Shuffled, drawn_from
 from .batches import collated, first_rows
 from .guards import SHOWN, FirstSteps, Guard, blame
 from .loss import Scored, context, loss_weights, per_conversation, real, spread, supervised, token_losses
-from .optim.groups import parameter_groups
-from .optim.neftune import Neftune
-from .optim.schedule import schedule
-from .public import public
-from .recipe import Recipe, RecipeError
-from .rows import IGNORED
-from .rows.grouping import LengthGrouped, Shuffled, drawn_from
 from .tally import Tally
 from .unprepared import still_unprepared
 

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
-from . import checkpoints
+from .. import checkpoints
+from ..recipe import RecipeError
+from ..stream import Broken, Order, RowStream
 from .lasting import LastingTrainer
-from .recipe import RecipeError
-from .stream import Broken, Order, RowStream
 
 
 class StreamingTrainer(LastingTrainer):

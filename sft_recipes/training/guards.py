@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from ..recipe import RecipeError
 from .batches import one_by_one
-from .recipe import RecipeError
 
 EXPLODED = 10.0  # times the largest gradient norm of the run so far
 HISTORY = 8  # steps before that is known well enough

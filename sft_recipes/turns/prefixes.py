@@ -9,7 +9,7 @@ template's tail, and it is known where the tail reads nothing that the loop has 
     {% for message in messages %}...{% endfor %}{% if add_generation_prompt %}<start_of_turn>model{% endif %}
                                       the loop  |  the tail
 
-A template's source is read first (`streams`), and left alone where its tail is not constant or its loop is not plain. Where a
+A template's source is read first (`separable`), and left alone where its tail is not constant or its loop is not plain. Where a
 conversation makes the template look ahead (Qwen looks whether another tool result follows), that prefix is left out, and
 rendered by itself.
 """
@@ -66,11 +66,11 @@ class Watched:
         return len(self.messages) - self.start
 
 
-class Stream:
+class Prefixes:
     """A template whose prefixes can be read from one rendering.
 
     Args:
-        template: compiled by transformers, from a source of which `streams` is true.
+        template: compiled by transformers, from a source of which `separable` is true.
         given: what the template is rendered with beside messages, tools and `add_generation_prompt`.
     """
 
@@ -110,7 +110,7 @@ class Stream:
         return {n: "".join(texts[:end]) for n, end in ends.items()}, "".join(texts)
 
 
-def streams(root: nodes.Template) -> bool:
+def separable(root: nodes.Template) -> bool:
     """Whether a template is a plain loop over the messages and a constant tail.
 
     The loop stands at the top and is the only one over messages. Messages are otherwise only named, counted, indexed or

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .attention import laid_out
-from .rows import IGNORED
+from ..attention import laid_out
+from ..rows import IGNORED
 
 OURS = ("labels", "loss_weights", "source", "subtree_end", "owner")  # of a batch, what the model is not shown
 CONTEXT = 32  # positions of a micro-batch that carry no loss, of which the loss is logged
