@@ -220,7 +220,7 @@ def main(words: Sequence[str] | None = None) -> Table:
     with tempfile.TemporaryDirectory(dir=room() if scale == "full" else None) as folder:
         run = Run(scale, Path(folder), Budget(60 * asked.minutes))
         run.all()
-    print("\n".join(run.table.lines()))
+    print("\n".join([", ".join(f"{name} {value}" for name, value in on.items()), *run.table.lines()]))
     keep(run.table, on, asked.out, scale)
     return run.table
 
