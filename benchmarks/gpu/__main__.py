@@ -102,13 +102,13 @@ class Run:
         if cuda():
             gc.collect()
             torch.cuda.empty_cache()
-            torch._dynamo.reset()
         print(f"{section} {part}: {self.budget.left:.0f} s left", file=sys.stderr, flush=True)
 
     def all(self) -> None:
         self.guarded("device", "", self.device)
         if cuda():
             torch.backends.cuda.matmul.allow_tf32 = False
+            torch._dynamo.config.recompile_limit = 64  # two models in three precisions, and TRL's masks: a single run has a few
         kept = sum(KEPT.values())
         for name in (GEMMA, LLAMA):
             self.guarded("exact", f"{name}, tree", partial(self.trees, name), kept)
@@ -220,7 +220,7 @@ def main(words: Sequence[str] | None = None) -> Table:
     with tempfile.TemporaryDirectory(dir=room() if scale == "full" else None) as folder:
         run = Run(scale, Path(folder), Budget(60 * asked.minutes))
         run.all()
-    print("\n".join(run.table.lines()))
+    print("\n".join([", ".join(f"{name} {value}" for name, value in on.items()), *run.table.lines()]))
     keep(run.table, on, asked.out, scale)
     return run.table
 

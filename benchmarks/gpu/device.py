@@ -90,6 +90,8 @@ def described(scale: str) -> dict[str, Any]:
         found["memory"] = f"{torch.cuda.get_device_properties(0).total_memory / 1e9:.1f} GB"
         found["driver"] = _driver()
         found["cuda"] = str(torch.version.cuda)
+    if scale == "tiny":
+        found["models"] = "small ones of these names, in float32; their speeds are no figures of a GPU"
     found |= {"date": date.today().isoformat(), "python": platform.python_version()}
     return {**found, **{name: version(name) for name in PACKAGES}}
 

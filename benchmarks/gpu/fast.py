@@ -59,8 +59,7 @@ class Bench:
         quantised: whether it is trained on NF4.
         rate: operations a second of the measured matrix product; `None` where there is none.
         rounds: steps of each side whose time counts.
-        layouts: TRL's fastest one by workload and length, found by the first that asks.
-        held: bytes of weights and adapter on each side.
+        layouts: TRL's fastest one by model, workload and length, found by the first that asks.
     """
 
     folder: Path
@@ -71,15 +70,14 @@ class Bench:
     layouts: dict[tuple[str, str, int], str]
 
     def __post_init__(self) -> None:
-        self.recipe, self.held = recipe_of(self.folder, self.scale, self.quantised), dict.fromkeys(("ours", "trl"), 0)
-        self.sides = {name: self._loaded(name) for name in self.held}
+        self.recipe = recipe_of(self.folder, self.scale, self.quantised)
+        self.sides = {name: self._loaded() for name in ("ours", "trl")}
         self.planned: dict[int, Model] = {}
 
-    def _loaded(self, name: str) -> Side:
+    def _loaded(self) -> Side:
         before = allocated()
-        side = Side(load_model(self.recipe.model, self.recipe.dtype, self.recipe.quantization), lora())
-        self.held[name] = allocated() - before
-        return side
+        model = load_model(self.recipe.model, self.recipe.dtype, self.recipe.quantization)
+        return Side(model, lora(), allocated() - before)
 
     def measure(self, case: Case, table: Table, until: Budget) -> None:
         """All figures of a case; again with gradient checkpointing where it does not fit without."""
@@ -98,12 +96,8 @@ class Bench:
     def _measure(self, case: Case, of: Work, checkpointing: bool, table: Table, until: Budget) -> None:
         layout = self._layout(case, of, checkpointing, until)
         with tempfile.TemporaryDirectory() as folder:
-            before = allocated()
             trainers = {"ours": ours(self.sides["ours"], of, self.rounds + 3, checkpointing, folder)}
             trainers["trl"] = trl(self.sides["trl"], layout, of, case.tokens, self.rounds + 3, checkpointing, folder)
-            adapters = (allocated() - before) / 2
-            if adapters > 2**20:  # made just now
-                self.held = {name: held + int(adapters) for name, held in self.held.items()}
             steps = alternate(trainers, self.rounds, until)
             losses = {name: trainer.state.log_history[0]["loss"] for name, trainer in trainers.items()}
             self._unwrap(trainers)
@@ -155,7 +149,7 @@ class Bench:
 
     def _fits(self, case: Case, of: Work) -> bool:
         """Whether one side fits beside the other's weights without gradient checkpointing."""
-        predicted = self.predicted(case, of, False) + self.held["trl"]
+        predicted = self.predicted(case, of, False) + self.sides["trl"].held
         return not cuda() or predicted < ROOM * torch.cuda.get_device_properties(0).total_memory
 
     # What was found
@@ -182,7 +176,7 @@ class Bench:
         give(LOSS, abs(losses["ours"] / losses["trl"] - 1))
         if not cuda():
             return
-        held = {name: self.held[name] + found[0].kept + max(step.above for step in found[1:]) for name, found in steps.items()}
+        held = {name: self.sides[name].held + found[0].kept + max(step.above for step in found[1:]) for name, found in steps.items()}
         give(MEMORY, held["ours"] / 1e9, "allocated at most")
         give(TRLS, held["trl"] / 1e9, "allocated at most")
         if self.rate:

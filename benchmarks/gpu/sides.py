@@ -17,7 +17,7 @@ from sft_recipes.rows import Packed, dataset, pack
 from sft_recipes.training.step import StepTrainer
 from sft_recipes.weights import settle
 
-from .device import cuda
+from .device import allocated, cuda
 
 STEP_TOKENS = 8192  # of a step of ours, in rows of so many, or half as many
 GROUPS = {"agent": 24, "reasoning": 8, "chat": 40}  # that are made, of which a step takes as many as fit
@@ -82,17 +82,23 @@ class Side:
     Attributes:
         model: the base, at first; once it has been trained, with its adapter on it.
         adapter: what is put on it, once.
+        held: bytes of both on the device.
     """
 
     model: Any
     adapter: Any
+    held: int = 0
 
     def made(self, kind: Any, given: dict[str, Any], *first: Any) -> Trainer:
         """A trainer of it."""
+        before = allocated()
         if not given["args"].gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
         trainer: Trainer = kind(*first, model=self.model, peft_config=self.adapter, **given)
         trainer.remove_callback(PrinterCallback)
+        if kind is StepTrainer:
+            settle(trainer.model)
+        self.held += allocated() - before if self.adapter else 0
         self.model, self.adapter = trainer.model, None
         return trainer
 
@@ -109,9 +115,7 @@ def ours(side: Side, of: Work, steps: int, checkpointing: bool, folder: str) -> 
     """Tree rows, one a micro-batch."""
     args = RecipeConfig(**settings(steps, len(of.packed.rows), checkpointing, folder, per_device_train_batch_size=1))
     given = dict(args=args, train_dataset=dataset(of.packed.rows), processing_class=of.tokenizer)
-    trainer = side.made(StepTrainer, given, Recipe(model="none", data="none"))
-    settle(trainer.model)
-    return trainer
+    return side.made(StepTrainer, given, Recipe(model="none", data="none"))
 
 
 def trl(side: Side, layout: str, of: Work, tokens: int, steps: int, checkpointing: bool, folder: str) -> Trainer:
