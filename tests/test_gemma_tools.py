@@ -132,7 +132,7 @@ def test_text_and_no_text_in_every_form_that_servers_send(tokenizer):
 def test_its_prefixes_are_read_from_one_rendering(tokenizer):
     supervisor = Supervisor(tokenizer)
     turns = supervisor.turns(**TALK)
-    assert True in supervisor.template._streams
+    assert True in supervisor.template._prefixes
     assert [turn.message_index for turn in turns] == [1, 4]
     for turn in turns:
         served = rendered(tokenizer, TALK["messages"][: turn.message_index], [TOOL], add_generation_prompt=True)
