@@ -201,7 +201,8 @@ class RecipeTrainer(JudgedTrainer):
             return {}
         size = (len(prepared.retained.rows), prepared.retained.supervision.supervised_tokens)
         ends = end.retained if end else None
-        found = {"retain": forgetting(before.retained, after.retained, recipe.max_rise, *size, ends, recipe.mix)}
+        mix = None if prepared.stream else recipe.mix
+        found = {"retain": forgetting(before.retained, after.retained, recipe.max_rise, *size, ends, mix)}
         return {**found, "replay": prepared.replay} if prepared.replayed else found
 
     def _write(self, stages: dict[str, Judged | None], history: list[dict]) -> list[dict[str, Any]]:

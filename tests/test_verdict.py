@@ -98,6 +98,7 @@ def test_what_was_forgotten_is_said_with_the_way_to_keep_more():
     assert found["before"] == {"loss": 2.0, "accuracy": 0.5} and found["rise"] == 0.4 and "end" not in found
     assert found["said"].startswith("on the data to be kept, loss 2.000 to 2.400, accuracy 50.0% to 41.0%: a rise above max_rise")
     assert "a larger --mix" in forgetting(BEFORE, AFTER, 0.1, 10, 900, mix=0.2)["said"]
+    assert "into the stream" in forgetting(BEFORE, AFTER, 0.1, 10, 900, mix=None)["said"]
     assert "--mix 0.2" in found["said"] and rise(AFTER, BEFORE) == pytest.approx(-0.4)
 
 

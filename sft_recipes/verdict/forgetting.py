@@ -17,7 +17,7 @@ def rise(before: Measured, now: Measured) -> float:
 
 
 def forgetting(
-    before: Measured, after: Measured, max_rise: float, rows: int, tokens: int, end: Measured | None = None, mix: float = 0.0
+    before: Measured, after: Measured, max_rise: float, rows: int, tokens: int, end: Measured | None = None, mix: float | None = 0.0
 ) -> dict[str, Any]:
     """The record, as `metrics.json` has it under `retain`.
 
@@ -26,16 +26,22 @@ def forgetting(
         max_rise: of the loss, in nats per token, that the recipe puts up with.
         rows, tokens: what it was measured on; tokens that carry loss.
         end: of the model after the last step, where another one is deployed.
-        mix: the share that was replayed.
+        mix: the share that was replayed; `None` of a stream, which brings what it replays.
     """
     rose = rise(before, after)
     said = f"on the data to be kept, loss {shown(before[LOSS])} to {shown(after[LOSS])}"
     said += f", accuracy {before[ACCURACY]:.1%} to {after[ACCURACY]:.1%}"
     if rose > max_rise:
-        said += f": a rise above max_rise ({max_rise:g}); {'a larger --mix replays more' if mix else '--mix 0.2 replays some'}"
+        said += f": a rise above max_rise ({max_rise:g}); {_ways(mix)}"
     ends = {"end": _plain(end)} if end else {}
     found = {"before": _plain(before), "after": _plain(after), **ends, "rows": rows, "tokens": tokens}
     return {**found, "max_rise": max_rise, "rise": round(rose, 6), "said": said}
+
+
+def _ways(mix: float | None) -> str:
+    if mix is None:
+        return "put some of them into the stream"
+    return "a larger --mix replays more" if mix else "--mix 0.2 replays some"
 
 
 def too_much(step: int, rose: float, max_rise: float) -> str:
