@@ -24,7 +24,7 @@ def draw(table: Table, on: dict[str, Any], file: Path) -> bool:
     from matplotlib.figure import Figure
 
     with styled():
-        figure = Figure(figsize=(9, 0.8 + 0.42 * len(found)), dpi=100, layout="constrained")
+        figure = Figure(figsize=(9, 1.1 + 0.42 * len(found)), dpi=100, layout="constrained")
         panel = figure.subplots()
         places, ratios = list(range(len(found))), [each.median for each in found]
         ends = [[each.median - min(each.values) for each in found], [max(each.values) - each.median for each in found]]
@@ -33,11 +33,12 @@ def draw(table: Table, on: dict[str, Any], file: Path) -> bool:
             panel.annotate(f"{each.median:.2f}", (max(each.values), at), (6, 0), textcoords="offset points", va="center")
         panel.axvline(1, color=COLOURS[1], linewidth=2, zorder=4)
         low, high = [at - 0.4 for at in places], [at + 0.4 for at in places]
-        panel.vlines([each.least or 1.0 for each in found], low, high, color="#999999", linestyle=":")
+        panel.vlines([each.least or 1.0 for each in found], low, high, color="#111111", linestyle=":", zorder=5)
         panel.set_yticks(places, [each.name.rpartition(":")[0] for each in found])
         panel.invert_yaxis()
         panel.grid(False)
         panel.set_xlim(0, 1.15 * max(max(each.values) for each in found))
-        panel.set_title(f"{on['device']}: supervised tokens per second, in multiples of TRL's; dotted: the bars")
+        title = f"{on['device']}\nsupervised tokens per second, in multiples of TRL's; dotted: the bars"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         figure.savefig(file, metadata={"Date": None})
     return True
