@@ -72,7 +72,7 @@ bench: setup
 gpu: setup
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.gpu --scale $(SCALE) $(ARGS)
 
-# Runs killed at 50 random moments, then told to end at 50, and continued: every weight has to be that of the run let be (half an hour).
+# Runs killed at 50 random moments, then told to end at 50, and continued: every weight has to be that of the run let be (a quarter of an hour).
 kill: setup
 	$(BIN)/python tests/kill.py --times 50
 	$(BIN)/python tests/kill.py --times 50 --signal SIGTERM

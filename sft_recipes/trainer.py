@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import IterableDataset
 from peft import PeftModel
 
-from . import checkpoints, continuing, engines, export, spot, tracking
+from . import continuing, engines, export, spot, tracking
 from .config import RecipeConfig as RecipeConfig
 from .config import Resolved, resolve
 from .evaluate import Sample
@@ -82,7 +82,6 @@ class RecipeTrainer(JudgedTrainer):
         settle(self.model, exact)
         if prepared.stream:
             self.learn_from(stream_of(prepared, self.layout, resolved.config), prepared.stop_ids)
-        self._room = checkpoints.written(self.model, prepared.recipe, self.args)
         told_in_lines(self)
 
     @told

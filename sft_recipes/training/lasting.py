@@ -40,7 +40,7 @@ class LastingTrainer(StepTrainer):
         self.continued_from: Path | None = None
         self._place: Path | None = None  # where a checkpoint is being built
         self._due = {"evaluate": False, "save": False}  # at this step, and not done yet
-        self._room = checkpoints.room_for(self.model, getattr(self.model, "peft_config", None) is not None, self.args.save_total_limit)
+        self._room = checkpoints.written(self.model, self._recipe, self.args)
         self.add_callback(_Begun(self))
 
     @property
